@@ -1,0 +1,71 @@
+"""Which vLLM this engine works with, and the checks that say so before anything is served."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+SUPPORTED_VLLM = ("0.32",)
+
+
+class IncompatibleVllmError(RuntimeError):
+    """vLLM, or the way it is configured, is not one that steering is known to be correct with."""
+
+
+def require_version(version: str) -> None:
+    """Refuse a vLLM whose internals have not been checked.
+
+    Args:
+        version: `vllm.__version__`, for example "0.32.0" or "0.32.0+cpu".
+
+    Raises:
+        IncompatibleVllmError: the minor version is not supported.
+    """
+    minor = ".".join(version.split(".")[:2])
+    if minor not in SUPPORTED_VLLM:
+        raise IncompatibleVllmError(
+            f"vLLM {version} is not supported; install one of: {', '.join(f'vllm=={v}.*' for v in SUPPORTED_VLLM)}."
+        )
+
+
+def require_signature(function: Callable[..., Any], parameters: Sequence[str]) -> None:
+    """Refuse a seam whose parameters differ from the ones this engine overrides.
+
+    Args:
+        function: vLLM's function or method.
+        parameters: expected names in order; `self` included for methods.
+
+    Raises:
+        IncompatibleVllmError: they differ; both lists are named.
+    """
+    found = tuple(inspect.signature(function).parameters)
+    if found[: len(parameters)] != tuple(parameters):
+        raise IncompatibleVllmError(
+            f"{function.__module__}.{function.__qualname__} takes ({', '.join(found)}), "
+            f"this engine was written for ({', '.join(parameters)}). Install a supported vLLM."
+        )
+
+
+def require_servable(vllm_config: Any) -> None:
+    """Refuse configurations in which steering would be wrong or is not proven right.
+
+    Args:
+        vllm_config: vLLM's `VllmConfig`.
+
+    Raises:
+        IncompatibleVllmError: with the flag at fault and the remedy.
+    """
+    parallel = vllm_config.parallel_config
+    refused = {
+        f"--pipeline-parallel-size {parallel.pipeline_parallel_size}": parallel.pipeline_parallel_size > 1,
+        f"--data-parallel-size {parallel.data_parallel_size}": parallel.data_parallel_size > 1,
+        "--prefill-context-parallel-size": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        "--enable-dbo (it splits a batch behind the runner's back)": getattr(parallel, "enable_dbo", False),
+        "--speculative-config": vllm_config.speculative_config is not None,
+        "--enable-lora": vllm_config.lora_config is not None,
+        "--kv-transfer-config (connectors hash tokens without the steering)": vllm_config.kv_transfer_config
+        is not None,
+        "--scheduler-cls": vllm_config.scheduler_config.scheduler_cls is not None,
+    }
+    for flag, present in refused.items():
+        if present:
+            raise IncompatibleVllmError(f"Steering is not supported together with {flag}; leave that flag out.")

@@ -1,0 +1,47 @@
+"""Scheduler classes for engine core: they key the prefix cache and send token counts home.
+
+The block hashes live in the engine-core process, which no worker class reaches. A scheduler class is named in the
+configuration like the worker class, so engine core imports this module or does not start; vLLM merely logs a general
+plugin that fails.
+"""
+
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from server.engine import cache_keys
+from server.engine.compat import require_signature
+from server.engine.runner import OUTPUT_ATTRIBUTE
+
+# Travels in EngineCoreOutput.trace_headers, a string mapping that vLLM hands through for tracing and otherwise ignores.
+TOKENS_HEADER = "x-expertsteer-tokens"
+
+
+class _SteeringScheduler:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        require_signature(Scheduler.update_from_output, ("self", "scheduler_output", "model_runner_output"))
+        # Before the first request is hashed: engine core builds its block hasher's closure around the module global.
+        cache_keys.install()
+        super().__init__(*args, **kwargs)
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        """Pass the workers' token counts on with the outputs of the requests they belong to."""
+        outputs = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
+        counts = getattr(model_runner_output, OUTPUT_ATTRIBUTE, None)
+        if counts:
+            for client_outputs in outputs.values():
+                for output in client_outputs.outputs:
+                    if output.request_id in counts:
+                        steering_id, tokens = counts[output.request_id]
+                        headers = {TOKENS_HEADER: f"{steering_id}:{tokens}"}
+                        output.trace_headers = {**(output.trace_headers or {}), **headers}
+        return outputs
+
+
+class SteeringScheduler(_SteeringScheduler, Scheduler):
+    """vLLM's scheduler, steering."""
+
+
+class SteeringAsyncScheduler(_SteeringScheduler, AsyncScheduler):
+    """vLLM's asynchronous scheduler, steering."""
