@@ -1,8 +1,8 @@
 """Command line entry point: `expertsteer COMMAND ...`.
 
 Subcommands are modules registered under the entry-point group `expertsteer.commands`. Each has `HELP`,
-`add_arguments(parser)` and `run(args) -> int`. Only the module of the command that was asked for is imported, so
-that `expertsteer bundle inspect` does not wait for vLLM.
+`add_arguments(parser)` (or `make_parser(prog)`) and `run(args) -> int`. Only the module of the command that was asked
+for is imported, so that `expertsteer bundle inspect` does not wait for vLLM.
 """
 
 import argparse
@@ -24,8 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {point.name: point for point in entry_points(group=GROUP)}
     if arguments and arguments[0] in commands:
         module: ModuleType = commands[arguments[0]].load()
-        parser = argparse.ArgumentParser(prog=f"expertsteer {arguments[0]}", description=module.HELP)
-        module.add_arguments(parser)
+        prog = f"expertsteer {arguments[0]}"
+        if hasattr(module, "make_parser"):
+            parser: argparse.ArgumentParser = module.make_parser(prog)
+        else:
+            parser = argparse.ArgumentParser(prog=prog, description=module.HELP)
+            module.add_arguments(parser)
         return int(module.run(parser.parse_args(arguments[1:])))
     return _overview({name: point.load().HELP for name, point in sorted(commands.items())}, arguments)
 

@@ -16,11 +16,13 @@ for _device in ("CPU", "CUDA"):
     _library.impl("steer_", steer_reference_, _device)
 
 
-@torch.library.register_fake("expertsteer::steer_")
 def _steer_fake(
     hidden: Tensor, pool: Tensor, write_rows: Tensor, scales: Tensor, slot_ids: Tensor, strengths: Tensor
 ) -> None:
     """Mutates `hidden` and returns nothing: there is no shape to infer."""
+
+
+torch.library.register_fake("expertsteer::steer_", _steer_fake)
 
 
 def steer_(

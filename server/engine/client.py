@@ -113,4 +113,6 @@ class SteeringEngine:
                     final = output
             entries = [*final.prompt_logprobs[1:], *final.outputs[0].logprobs]
             chosen = [*prompt[1:], *final.outputs[0].token_ids]
-            return [entry[token].logprob for entry, token in zip(entries, chosen, strict=True)], sum(counts.values())
+            return [entry[token].logprob for entry, token in zip(entries, chosen, strict=True)], sum(
+                map(sum, counts.values())
+            )

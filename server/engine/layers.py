@@ -20,6 +20,12 @@ class SteeredLayer(nn.Module):
     addresses never change, which is what CUDA graphs and compiled code rely on.
     """
 
+    steering_pool: Tensor
+    steering_write_rows: Tensor
+    steering_scales: Tensor
+    steering_slot_ids: Tensor
+    steering_strengths: Tensor
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the layer returns, with its first tensor [num_tokens, hidden_size] steered in place."""
         output = super().forward(*args, **kwargs)

@@ -1,5 +1,6 @@
 """How one request is steered, token range by token range."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 from server.engine.slots import SlotKey
@@ -24,34 +25,34 @@ class RequestPlan:
     Attributes:
         steering_id: id under which the count is reported.
         segments: in order of position; tokens in none are unsteered.
-        tokens_steered: positions steered so far, each counted once. Cached prompt tokens count, because their KV was
-            made under the same steering; recomputation after a preemption does not count again.
+        tokens_steered: positions steered so far by each term, each counted once. Cached prompt tokens count, because
+            their KV was made under the same steering; recomputation after a preemption does not count again.
     """
 
     def __init__(self, steering: Steering, num_prompt_tokens: int) -> None:
         self.steering_id = steering.request_id
-        self.segments = _segments(steering, num_prompt_tokens)
-        self.tokens_steered = 0
+        ranges = [scope_range(term.scope, num_prompt_tokens) for term in steering.terms]
+        self.segments = _segments(steering, ranges)
+        self.tokens_steered = [0] * len(ranges)
+        self._ranges = ranges
         self._num_seen = 0
 
     def advance(self, stop: int) -> None:
         """Count the steered tokens among the positions up to `stop` (exclusive) that were not counted before."""
         if stop > self._num_seen:
-            self.tokens_steered += sum(
-                max(0, min(stop, segment.stop) - max(self._num_seen, segment.start)) for segment in self.segments
-            )
+            for index, bounds in enumerate(self._ranges):
+                self.tokens_steered[index] += max(0, min(stop, bounds.stop) - max(self._num_seen, bounds.start))
             self._num_seen = stop
 
 
-def _segments(steering: Steering, num_prompt_tokens: int) -> tuple[Segment, ...]:
-    ranges = [scope_range(term.scope, num_prompt_tokens) for term in steering.terms]
+def _segments(steering: Steering, ranges: list[TokenRange]) -> tuple[Segment, ...]:
     edges = sorted({edge for bounds in ranges for edge in bounds} | {0, END})
     segments = []
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         terms = [
             term
             for term, bounds in zip(steering.terms, ranges, strict=True)
-            if TokenRange(*bounds).start <= start and stop <= bounds.stop
+            if bounds.start <= start and stop <= bounds.stop
         ]
         if len(terms) == 1:
             segments.append(Segment(start, stop, ((terms[0].bundle, 1.0),), terms[0].strength))

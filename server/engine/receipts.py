@@ -17,7 +17,7 @@ class Receipts:
     """
 
     def __init__(self) -> None:
-        self._counts: dict[str, dict[str, int]] = {}
+        self._counts: dict[str, dict[str, list[int]]] = {}
 
     def attach(self, engine_client: Any) -> None:
         """Read the counts off every output that reaches this API process.
@@ -38,8 +38,8 @@ class Receipts:
         processor.process_outputs = process_outputs
 
     @contextmanager
-    def expect(self, steering_id: str) -> Iterator[dict[str, int]]:
-        """Collect the counts of one steering: engine request id -> tokens steered so far (live)."""
+    def expect(self, steering_id: str) -> Iterator[dict[str, list[int]]]:
+        """Collect the counts of one steering: engine request id -> tokens steered so far by term (live)."""
         counts = self._counts.setdefault(steering_id, {})
         try:
             yield counts
@@ -51,4 +51,4 @@ class Receipts:
         if value is not None:
             steering_id, _, tokens = value.rpartition(":")
             if (counts := self._counts.get(steering_id)) is not None:
-                counts[request_id] = int(tokens)
+                counts[request_id] = [int(count) for count in tokens.split(",")]

@@ -12,7 +12,7 @@ from server.engine.steering import Steering
 # Segments that one request can have at the same time in one step: before, at and after the end of its prompt.
 SLOTS_PER_REQUEST = 3
 
-# Attribute under which a step's ModelRunnerOutput carries {request id: (steering id, tokens steered so far)}.
+# Attribute under which a step's ModelRunnerOutput carries {request id: (steering id, tokens steered so far by term)}.
 OUTPUT_ATTRIBUTE = "steering_tokens"
 
 
@@ -99,7 +99,7 @@ class SteeringRunner:
     def sample_tokens(self, grammar_output: Any) -> Any:
         """Sample, and attach to the output how many tokens of each steered request have been steered so far."""
         counts = {
-            request_id: (plan.steering_id, plan.tokens_steered)
+            request_id: (plan.steering_id, tuple(plan.tokens_steered))
             for request_id in self.input_batch.req_ids  # type: ignore[attr-defined]
             if (plan := self.plans.get(request_id))
         }
@@ -113,7 +113,7 @@ def _num_prompt_tokens(request: Any) -> int:
     return len(prompt)
 
 
-def _attach(output: Any, counts: Mapping[str, tuple[str, int]]) -> Any:
+def _attach(output: Any, counts: Mapping[str, tuple[str, tuple[int, ...]]]) -> Any:
     """Put the counts on a ModelRunnerOutput (its pickle keeps instance attributes), now or when it arrives."""
     from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 

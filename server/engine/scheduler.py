@@ -34,7 +34,7 @@ class _SteeringScheduler:
                 for output in client_outputs.outputs:
                     if output.request_id in counts:
                         steering_id, tokens = counts[output.request_id]
-                        headers = {TOKENS_HEADER: f"{steering_id}:{tokens}"}
+                        headers = {TOKENS_HEADER: f"{steering_id}:{','.join(map(str, tokens))}"}
                         output.trace_headers = {**(output.trace_headers or {}), **headers}
         return outputs
 

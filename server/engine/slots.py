@@ -39,6 +39,7 @@ class RowPool:
 
         Raises:
             RowPoolFullError: too few free rows.
+            ValueError: a value is not finite in the model's dtype.
         """
         if bundle in self._bundles:
             return
@@ -48,6 +49,9 @@ class RowPool:
                 f"{bundle} needs {needed} rows, {len(self._free)} of {self.rows.shape[0]} are free; "
                 "raise --steering-rows or load fewer bundles."
             )
+        for layer, vectors in writes.items():
+            if not torch.isfinite(vectors.to(self.rows)).all():
+                raise ValueError(f"{bundle} has values at layer {layer} that overflow the model's {self.rows.dtype}.")
         placed: dict[int, list[int]] = {}
         for layer, vectors in writes.items():
             placed[layer] = [self._free.pop(0) for _ in range(vectors.shape[0])]

@@ -24,7 +24,7 @@ class SteeringWorker:
 
     @property
     def _runner(self) -> SteeringRunner:
-        return self.model_runner  # type: ignore[attr-defined, no-any-return]
+        return self.model_runner  # type: ignore[attr-defined]
 
     def steering_load(self, bundle: str, layers: list[int], data: bytes) -> str:
         """Make a bundle resident. The bytes travel in the call: workers read no files.

@@ -1,0 +1,29 @@
+"""`expertsteer serve MODEL [--steering-bundle FILE ...] [any flag of vllm serve]`."""
+
+import argparse
+import sys
+
+HELP = "Serve a model over an OpenAI-compatible API with steering profiles."
+
+
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    """All flags of `vllm serve` and the steering flags."""
+    from server import app
+
+    return app.make_parser(prog)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until stopped."""
+    from artifacts.errors import BundleError
+    from server import app
+    from server.engine.client import SteeringEngineError
+    from server.engine.compat import IncompatibleVllmError
+
+    try:
+        return app.run(args)
+    except (BundleError, IncompatibleVllmError, SteeringEngineError, ValueError, FileNotFoundError) as error:
+        print(f"expertsteer serve: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,51 @@
+"""vLLM's OpenAI layer, as far as this server builds on it. Everything else of it is served untouched.
+
+Seams: the request models (subclassed; `to_sampling_params` is where a request becomes engine parameters) and the route
+functions of `/v1/chat/completions` and `/v1/completions`, which are called with the subclass and whose responses are
+passed on with a receipt.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from pydantic import BaseModel, PrivateAttr
+from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
+from vllm.entrypoints.openai.completion.api_router import create_completion
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponse
+from vllm.entrypoints.openai.models.api_router import show_available_models
+from vllm.entrypoints.serve.utils.api_utils import validate_json_request
+
+from server.engine.steering import Steering
+
+__all__ = [
+    "ChatCompletionRequest",
+    "ChatCompletionResponse",
+    "CompletionRequest",
+    "CompletionResponse",
+    "Endpoint",
+    "SteeredSampling",
+    "create_chat_completion",
+    "create_completion",
+    "show_available_models",
+    "validate_json_request",
+]
+
+Endpoint = Callable[[Any, Any], Awaitable[Any]]
+
+
+class SteeredSampling(BaseModel):
+    """Mixin in front of a vLLM request model: puts the resolved steering into the sampling parameters."""
+
+    _steering: Steering | None = PrivateAttr(default=None)
+
+    def steer_with(self, steering: Steering | None) -> None:
+        """Set what `to_sampling_params` will carry into the engine."""
+        self._steering = steering
+
+    def to_sampling_params(self, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's `SamplingParams` for this request, with the steering among its extra arguments."""
+        params = super().to_sampling_params(*args, **kwargs)  # type: ignore[misc]
+        if self._steering is not None:
+            params.extra_args = {**(params.extra_args or {}), **self._steering.to_extra_args()}
+        return params

@@ -1,0 +1,41 @@
+"""`POST /v1/chat/completions`, vLLM's with steering."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import Field
+
+from server.engine.openai import (
+    ChatCompletionRequest,
+    ChatCompletionResponse,
+    SteeredSampling,
+    create_chat_completion,
+    validate_json_request,
+)
+from server.routes.steered import respond
+from server.schema import Receipt, SteeringFields
+
+router = APIRouter()
+
+
+class SteeredChatCompletionRequest(SteeringFields, SteeredSampling, ChatCompletionRequest):
+    """A chat completion request that may name steering profiles."""
+
+
+class SteeredChatCompletionResponse(ChatCompletionResponse):
+    """A chat completion with the receipt of its steering. In a stream the last chunk carries the receipt."""
+
+    steering: Annotated[
+        Receipt | list[Receipt] | None,
+        Field(description="What steered this answer; a list when the request gave a list, absent when nothing did."),
+    ] = None
+
+
+@router.post(
+    "/v1/chat/completions",
+    dependencies=[Depends(validate_json_request)],
+    responses={200: {"model": SteeredChatCompletionResponse, "content": {"text/event-stream": {}}}},
+)
+async def create_steered_chat_completion(request: SteeredChatCompletionRequest, raw_request: Request) -> Any:
+    """Answer a conversation; `steering_profile` steers this answer and no other."""
+    return await respond(request, raw_request, create_chat_completion)
