@@ -87,6 +87,8 @@ def _served_model(args: argparse.Namespace) -> ServedModel:
     """Identity of the served model, from its files: before anything is loaded, so that a mismatch costs no time."""
     folder = Path(args.model)
     if not folder.is_dir():
+        if args.model.startswith(("/", ".", "~")):
+            raise FileNotFoundError(f"There is no model folder {args.model}.")
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(args.model, revision=args.revision, allow_patterns=_MODEL_FILES))

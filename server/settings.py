@@ -42,11 +42,12 @@ class SteeringSettings:
         group = parser.add_argument_group("steering", "Options of the ExpertSteer server.")
         group.add_argument(
             "--steering-bundle",
-            action="append",
+            action="extend",
+            nargs="+",
             default=[],
             metavar="[NAME=]FILE",
             type=_bundle_source,
-            help="Serve the bundle FILE as a profile, called NAME or as its manifest says. Repeatable.",
+            help="Serve each bundle FILE as a profile, called NAME or as its manifest says.",
         )
         group.add_argument(
             "--steering-rows",
