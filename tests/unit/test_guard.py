@@ -1,0 +1,189 @@
+"""No route that cannot steer swallows a request for steering."""
+
+import json
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from server.guard import STEERED_PATHS, SteeringGuard
+from server.profiles import ProfileTable
+from server.routes.steered import SteeringService
+
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+
+
+async def echo(request: Request) -> Response:
+    return Response(await request.body())
+
+
+def make_app(path: str) -> Starlette:
+    app = Starlette(routes=[Route(path, echo, methods=METHODS)], middleware=[Middleware(SteeringGuard)])
+    engine: Any = None
+    app.state.steering = SteeringService(ProfileTable([]), engine, ["lab"])
+    return app
+
+
+@pytest.fixture
+def client() -> TestClient:
+    return TestClient(make_app("/{path:path}"))
+
+
+def assert_refused(response: Any, name: str) -> None:
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["code"] == "steering_unsupported"
+    assert f"has the field {name!r}; use /v1/chat/completions or /v1/completions." in error["message"]
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/invocations", "/v1/chat/completions/x"])
+def test_refuses_steering(client: TestClient, method: str, path: str) -> None:
+    response = client.request(method, path, json={"model": "m", "steering_profile": "careful"})
+    assert_refused(response, "steering_profile")
+    assert path in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        ({"steering_profle": "a"}, "steering_profle"),
+        ({"steering": {}}, "steering"),
+        ({"steering_profile": None}, "steering_profile"),
+        ({"vllm_xargs": {"steering": "{}"}}, "vllm_xargs.steering"),
+        ({"sampling_params": {"extra_args": {"steering": {}}}}, "sampling_params.extra_args.steering"),
+        ({"steer\ud800": 1}, "steer\ud800"),
+    ],
+)
+def test_refuses_whatever_means_steering(client: TestClient, body: dict[str, Any], name: str) -> None:
+    assert_refused(client.post("/v1/responses", content=json.dumps(body)), name)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-le"])
+def test_refuses_in_every_encoding_that_json_has(client: TestClient, encoding: str) -> None:
+    body = '{"steering_profile": "a"}'.encode(encoding)
+    assert_refused(client.post("/v1/responses", content=body), "steering_profile")
+
+
+def test_refuses_a_profile_in_the_model_name(client: TestClient) -> None:
+    response = client.post("/invocations", json={"model": "lab@careful"})
+    assert response.status_code == 400
+    assert "/invocations does not support steering" in response.json()["error"]["message"]
+    assert "has the model 'lab@careful'" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("model", ["lab", "other@careful", "labs@careful", 7, None, ["lab@careful"]])
+def test_other_models_pass(client: TestClient, model: Any) -> None:
+    assert client.post("/invocations", json={"model": model}).json() == {"model": model}
+
+
+def test_long_names_are_not_echoed(client: TestClient) -> None:
+    response = client.post("/v1/responses", json={"steer" * 10**5: 1})
+    assert response.status_code == 400
+    assert len(response.content) < 1000
+
+
+@pytest.mark.parametrize("path", sorted(STEERED_PATHS))
+def test_steered_routes_check_for_themselves(client: TestClient, path: str) -> None:
+    assert client.post(path, json={"steering_profile": "a"}).json() == {"steering_profile": "a"}
+
+
+def test_steered_routes_behind_a_prefix() -> None:
+    client = TestClient(make_app("/v1/completions"), root_path="/gateway")
+    assert client.post("/gateway/v1/completions", json={"steering_profile": "a"}).status_code == 200
+    assert_refused(client.post("/gateway/v1/responses", json={"steering_profile": "a"}), "steering_profile")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b'{"model": "m", "input": "steering_profile"}',
+        b'["steering_profile"]',
+        b'"steering_profile"',
+        b'{"steering_profile": ',
+        b"\xff\xfe\x00",
+        b"[" * 100_000,
+        b'{"input": {"steering_profile": 1}}',
+    ],
+    ids=lambda body: repr(body[:24]),
+)
+def test_other_bodies_pass_unchanged(client: TestClient, body: bytes) -> None:
+    response = client.post("/v1/responses", content=body)
+    assert (response.status_code, response.content) == (200, body)
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_other_methods_pass(client: TestClient, method: str) -> None:
+    assert client.request(method, "/x", content=b'{"steering_profile": 1}').status_code == 200
+
+
+def test_uploads_pass(client: TestClient) -> None:
+    response = client.post("/v1/audio/transcriptions", files={"file": ("a.json", b'{"steering_profile": 1}')})
+    assert response.status_code == 200
+
+
+def http_scope(**changes: Any) -> dict[str, Any]:
+    return {"type": "http", "method": "POST", "path": "/x", "headers": [], "app": make_app("/x"), **changes}
+
+
+async def received(incoming: list[dict[str, Any]], scope: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+    """Messages that the application gets, and those that the client gets, for these messages of the client."""
+    app_messages: list[Any] = []
+    client_messages: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while not app_messages or app_messages[-1].get("more_body") or app_messages[-1]["type"] == "http.request":
+            app_messages.append(await receive())
+        await PlainTextResponse("ok")(scope, receive, send)
+
+    async def receive() -> Any:
+        return incoming.pop(0)
+
+    async def send(message: Any) -> None:
+        client_messages.append(message)
+
+    await SteeringGuard(app)(scope, receive, send)
+    return app_messages, client_messages
+
+
+DISCONNECT = {"type": "http.disconnect"}
+
+
+async def test_body_in_pieces_then_disconnect() -> None:
+    """The application gets the body once and later hears of the disconnect, which is how vLLM aborts a request."""
+    pieces = [{"type": "http.request", "body": piece, "more_body": True} for piece in (b'{"a"', b": 1")]
+    messages, _ = await received([*pieces, {"type": "http.request", "body": b"}"}, DISCONNECT], http_scope())
+    assert messages == [{"type": "http.request", "body": b'{"a": 1}', "more_body": False}, DISCONNECT]
+
+
+async def test_refusal_looks_at_the_whole_body() -> None:
+    pieces = [{"type": "http.request", "body": piece, "more_body": True} for piece in (b'{"steering', b'_profile"')]
+    messages, answer = await received([*pieces, {"type": "http.request", "body": b": 1}"}], http_scope())
+    assert messages == []
+    assert answer[0]["status"] == 400
+
+
+async def test_disconnect_in_the_middle_of_the_body() -> None:
+    messages, _ = await received([{"type": "http.request", "body": b"{", "more_body": True}, DISCONNECT], http_scope())
+    assert messages == [DISCONNECT]
+
+
+async def test_other_protocols_pass() -> None:
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["type"])
+
+    async def never(*_: Any) -> Any:
+        raise AssertionError
+
+    for kind in ("lifespan", "websocket"):
+        await SteeringGuard(app)({"type": kind}, never, never)
+    assert seen == ["lifespan", "websocket"]

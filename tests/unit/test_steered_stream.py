@@ -1,0 +1,323 @@
+"""Receipts in answers: streams as vLLM writes them, with a fake engine behind."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import PrivateAttr
+
+from server.engine.receipts import TOKENS_HEADER, Receipts
+from server.engine.steering import Steering
+from server.profiles import Profile, ProfileTable
+from server.routes.steered import BUNDLE_HEADER, SteeringService, respond
+from server.schema import ProfileRef, SteeringFields
+
+DONE = "data: [DONE]\n\n"
+COMMENT = ": keep-alive\n\n"
+ERROR = 'data: {"error":{"message":"boom","type":"InternalServerError","param":null,"code":500}}\n\n'
+USAGE = 'data: {"id":"x","model":"lab","choices":[],"usage":{"total_tokens":9}}\n\n'
+
+
+class Request(SteeringFields):
+    """What the routes hand over."""
+
+    model: str | None = "lab"
+    use_beam_search: bool = False
+
+    def steer_with(self, steering: Steering | None) -> None:
+        self._seen.append(steering)
+
+    _seen: list[Steering | None] = PrivateAttr(default_factory=list)
+
+
+class Rig:
+    """A service with two profiles, an endpoint that answers with given chunks, and workers that report counts."""
+
+    def __init__(self, profiles: list[Profile]) -> None:
+        self.processor = SimpleNamespace(process_outputs=lambda engine_core_outputs: None)
+        self.receipts = Receipts()
+        self.receipts.attach(SimpleNamespace(output_processor=self.processor))
+        engine: Any = SimpleNamespace(receipts=self.receipts)
+        self.service = SteeringService(ProfileTable(profiles), engine, ["lab", "lab-2"])
+        self.raw_request: Any = SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(steering=self.service)))
+        self.request = Request()
+        self.asked = ""
+        self.chunks: list[str] = []
+        self.counts: dict[str, str] = {"cmpl-0": "7"}
+        self.closed = False
+
+    def report(self) -> None:
+        """What arrives from the workers while the engine runs."""
+        for steering in self.request._seen:
+            for request_id, counts in self.counts.items() if steering else ():
+                headers = {TOKENS_HEADER: f"{steering.request_id}:{counts}"}
+                self.processor.process_outputs([SimpleNamespace(request_id=request_id, trace_headers=headers)])
+
+    async def generate(self) -> AsyncIterator[str]:
+        try:
+            for chunk in self.chunks:
+                await asyncio.sleep(0)
+                self.report()
+                yield chunk
+        finally:
+            self.closed = True
+
+    async def stream_endpoint(self, request: Any, raw_request: Any) -> StreamingResponse:
+        self.asked = request.model
+        return StreamingResponse(self.generate(), media_type="text/event-stream", headers={"x-request-id": "1"})
+
+    async def open(self, **fields: Any) -> Any:
+        self.request = Request(**fields)
+        return await respond(self.request, self.raw_request, self.stream_endpoint)
+
+    async def stream(self, *chunks: str, **fields: Any) -> list[str]:
+        """Chunks that the client gets; nothing may be left behind."""
+        self.chunks = list(chunks)
+        response = await self.open(**fields)
+        received = [chunk async for chunk in response.body_iterator]
+        assert self.receipts._counts == {}
+        assert self.closed
+        return received
+
+    async def answer(self, response: Any, **fields: Any) -> Any:
+        """Answer to a request without streaming."""
+
+        async def endpoint(request: Any, raw_request: Any) -> Any:
+            self.asked = request.model
+            self.report()
+            return response
+
+        self.request = Request(**fields)
+        result = await respond(self.request, self.raw_request, endpoint)
+        assert self.receipts._counts == {}
+        return result
+
+
+@pytest.fixture
+def careful(make_profile: Callable[..., Profile]) -> Profile:
+    return make_profile("careful", (1, 3))
+
+
+@pytest.fixture
+def rig(careful: Profile, make_profile: Callable[..., Profile]) -> Rig:
+    return Rig([careful, make_profile("medical")])
+
+
+def text(content: str, index: int = 0, finish: str | None = None) -> str:
+    choice = {"index": index, "delta": {"content": content}, "finish_reason": finish}
+    body = {"id": "x", "model": "lab", "choices": [choice]}
+    return f"data: {json.dumps(body, separators=(',', ':'), ensure_ascii=False)}\n\n"
+
+
+def body_of(chunk: str) -> dict[str, Any]:
+    assert chunk.startswith("data: ") and chunk.endswith("\n\n")
+    return json.loads(chunk.removeprefix("data: "))
+
+
+def receipt(careful: Profile, tokens: int, **changes: Any) -> dict[str, Any]:
+    fields = {"profile": "careful", "bundle": careful.bundle.digest, "strength": 0.5, "scope": "all", "layers": [1, 3]}
+    return {**fields, "tokens_steered": tokens, **changes}
+
+
+def with_receipt(chunk: str, value: Any) -> dict[str, Any]:
+    return {**body_of(chunk), "steering": value}
+
+
+async def test_last_chunk_carries_the_receipt(rig: Rig, careful: Profile) -> None:
+    chunks = [text(""), text('é "finish_reason": "stop"'), text("", finish="stop")]
+    *passed, last, done = await rig.stream(*chunks, DONE, steering_profile="careful")
+    assert passed == chunks[:-1], "chunks before the last pass as they are"
+    assert body_of(last) == with_receipt(chunks[-1], receipt(careful, 7))
+    assert done == DONE
+
+
+async def test_usage_chunk_is_the_last(rig: Rig, careful: Profile) -> None:
+    chunks = [text("a"), text("", finish="length"), USAGE]
+    first, finish, last, done = await rig.stream(*chunks, DONE, steering_profile="careful")
+    assert (first, done) == (chunks[0], DONE)
+    assert body_of(finish) == body_of(chunks[1]), "one receipt only"
+    assert body_of(last) == with_receipt(USAGE, receipt(careful, 7))
+
+
+async def test_choices_are_counted_together(rig: Rig, careful: Profile) -> None:
+    rig.counts = {"0_cmpl": "7", "1_cmpl": "9"}
+    chunks = [text("a", 0), text("b", 1), text("", 1, "stop"), text("c", 0), text("", 0, "stop")]
+    received = await rig.stream(*chunks, DONE, steering_profile="careful")
+    assert [body_of(chunk) for chunk in received[:4]] == [body_of(chunk) for chunk in chunks[:4]]
+    assert body_of(received[4]) == with_receipt(chunks[4], receipt(careful, 16))
+
+
+async def test_several_profiles(rig: Rig, careful: Profile) -> None:
+    rig.counts = {"cmpl": "7,2"}
+    asked = [{"name": "medical", "strength": 0}, "careful", {"name": "medical", "scope": "prompt"}]
+    *_, last, _ = await rig.stream(text("", finish="stop"), DONE, steering_profile=asked)
+    found = body_of(last)["steering"]
+    assert [entry["tokens_steered"] for entry in found] == [0, 7, 2]
+    assert [entry["profile"] for entry in found] == ["medical", "careful", "medical"]
+
+
+@pytest.mark.parametrize("before", [[text("a")], [text("a"), text("", finish="stop")]], ids=["early", "after-finish"])
+async def test_an_error_in_the_stream_passes(rig: Rig, before: list[str]) -> None:
+    received = await rig.stream(*before, ERROR, DONE, steering_profile="careful")
+    assert received[-2:] == [ERROR, DONE]
+    assert [body_of(chunk) for chunk in received[:-2]] == [body_of(chunk) for chunk in before], "no receipt"
+
+
+async def test_comments_pass_at_once(rig: Rig, careful: Profile) -> None:
+    finish = text("", finish="stop")
+    received = await rig.stream(COMMENT, text("a"), finish, COMMENT, DONE, steering_profile="careful")
+    assert received[:3] == [COMMENT, text("a"), COMMENT]
+    assert body_of(received[3]) == with_receipt(finish, receipt(careful, 7))
+
+
+async def test_a_stream_without_done(rig: Rig, careful: Profile) -> None:
+    finish = text("", finish="stop")
+    *_, last = await rig.stream(text("a"), finish, steering_profile="careful")
+    assert body_of(last) == with_receipt(finish, receipt(careful, 7))
+
+
+@pytest.mark.parametrize("usage", [[], [USAGE]])
+async def test_missing_counts_end_in_an_error(rig: Rig, usage: list[str]) -> None:
+    rig.counts = {}
+    received = await rig.stream(text("a"), text("", finish="stop"), *usage, DONE, steering_profile="careful")
+    error = body_of(received[-2])["error"]
+    assert (error["code"], error["type"]) == ("steering_not_applied", "InternalServerError")
+    assert received[-1] == DONE
+    assert not any("steering" in body_of(chunk) for chunk in received[:-1])
+
+
+async def test_model_name_is_the_one_that_was_asked_for(rig: Rig, careful: Profile) -> None:
+    chunks = [text("a"), COMMENT, text("", finish="stop"), USAGE, DONE]
+    received = await rig.stream(*chunks, model="lab@careful")
+    assert rig.asked == "lab"
+    bodies = [body_of(chunk) for chunk in received if chunk.startswith("data: {")]
+    assert [body["model"] for body in bodies] == ["lab@careful"] * 3
+    assert bodies[-1]["steering"] == receipt(careful, 7)
+
+
+async def test_headers(rig: Rig, careful: Profile) -> None:
+    response = await rig.open(steering_profile="careful")
+    assert response.headers[BUNDLE_HEADER] == careful.bundle.digest
+    assert response.headers["x-request-id"] == "1"
+    await response.body_iterator.aclose()
+
+
+async def test_closing_early_closes_the_engine_side(rig: Rig) -> None:
+    rig.chunks = [text("a"), text("b"), text("", finish="stop"), DONE]
+    response = await rig.open(steering_profile="careful")
+    assert await anext(response.body_iterator) == text("a")
+    assert len(rig.receipts._counts) == 1
+    await response.body_iterator.aclose()
+    assert rig.closed
+    assert rig.receipts._counts == {}
+
+
+async def test_cancelling_closes_the_engine_side(rig: Rig) -> None:
+    """What a disconnect does to the task that reads the stream."""
+    rig.chunks = [text("a")] * 10_000
+    response = await rig.open(steering_profile="careful")
+    started = asyncio.Event()
+
+    async def read() -> None:
+        async for _ in response.body_iterator:
+            started.set()
+
+    task = asyncio.create_task(read())
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert rig.closed
+    assert rig.receipts._counts == {}
+
+
+async def test_failing_engine_leaves_nothing(rig: Rig) -> None:
+    class Broken(list[str]):
+        def __iter__(self) -> Any:
+            yield text("a")
+            raise RuntimeError("dead")
+
+    rig.chunks = Broken()
+    response = await rig.open(steering_profile="careful")
+    with pytest.raises(RuntimeError, match="dead"):
+        _ = [chunk async for chunk in response.body_iterator]
+    assert rig.closed
+    assert rig.receipts._counts == {}
+
+
+async def test_strength_zero_runs_unsteered_with_a_receipt(rig: Rig, careful: Profile) -> None:
+    off = {"name": "careful", "strength": 0}
+    finish = text("", finish="stop")
+    *_, last, _ = await rig.stream(text("a"), finish, DONE, steering_profile=off)
+    assert rig.request._seen == [None]
+    assert body_of(last) == with_receipt(finish, receipt(careful, 0, strength=0.0))
+
+
+async def test_unsteered_requests_are_not_touched(rig: Rig) -> None:
+    chunks = [text("a"), text("", finish="stop"), USAGE, DONE]
+    assert await rig.stream(*chunks) == chunks
+    assert rig.request._seen == []
+    assert BUNDLE_HEADER not in (await rig.open()).headers
+
+
+async def test_whole_answer(rig: Rig, careful: Profile) -> None:
+    content = {"id": "x", "model": "lab", "choices": [{"finish_reason": "stop"}]}
+    response = await rig.answer(JSONResponse(content, headers={"x-request-id": "1"}), model="lab@careful")
+    assert json.loads(response.body) == {**content, "model": "lab@careful", "steering": receipt(careful, 7)}
+    assert int(response.headers["content-length"]) == len(response.body)
+    assert (response.headers[BUNDLE_HEADER], response.headers["x-request-id"]) == (careful.bundle.digest, "1")
+
+
+async def test_whole_answer_without_counts(rig: Rig) -> None:
+    rig.counts = {}
+    response = await rig.answer(JSONResponse({"choices": []}), steering_profile="careful")
+    assert response.status_code == 500
+    assert json.loads(response.body)["error"]["code"] == "steering_not_applied"
+
+
+async def test_errors_and_disconnects_pass(rig: Rig) -> None:
+    refused = JSONResponse({"error": {}}, status_code=400)
+    assert await rig.answer(refused, steering_profile="careful") is refused
+    assert await rig.answer(None, steering_profile="careful") is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code", "param"),
+    [
+        ({"steering_profile": "x"}, 404, "steering_profile_not_found", "steering_profile"),
+        ({"model": "lab@x"}, 404, "steering_profile_not_found", "steering_profile"),
+        ({"model": "lab@"}, 404, "steering_profile_not_found", "steering_profile"),
+        ({"model": "lab@careful", "steering_profile": "careful"}, 400, "steering_profile_conflict", "model"),
+        ({"steering_profile": "careful", "use_beam_search": True}, 400, "steering_unsupported", "use_beam_search"),
+        (
+            {"steering_profile": {"name": "careful", "strength": 9}},
+            400,
+            "steering_strength_invalid",
+            "steering_profile",
+        ),
+        ({"steering_profile": ["careful"] * 5}, 400, "steering_strength_invalid", "steering_profile"),
+    ],
+)
+async def test_refusals(rig: Rig, fields: dict[str, Any], status: int, code: str, param: str) -> None:
+    response = await rig.open(**fields)
+    error = json.loads(response.body)["error"]
+    assert (response.status_code, error["code"], error["param"]) == (status, code, param)
+    assert rig.asked == "", "a refused request must not reach the engine"
+
+
+@pytest.mark.parametrize("model", [None, "lab", "lab-2", "other@careful", "labs"])
+async def test_other_model_names_are_left_to_vllm(rig: Rig, model: str | None) -> None:
+    await rig.stream(DONE, model=model)
+    assert rig.asked == model
+
+
+def test_profile_in_the_model_name_with_a_version(rig: Rig, careful: Profile) -> None:
+    request = Request(model=f"lab-2@careful@{careful.bundle.digest}")
+    resolved = rig.service.admit(request)
+    assert resolved is not None and resolved.terms[0].profile is careful
+    assert request.model == "lab-2"
+    assert rig.service.profiles.resolve([ProfileRef(name="careful")]).terms == resolved.terms
