@@ -1,6 +1,7 @@
 """The server process: vLLM's API server with the steering engine behind it and the steering routes in front."""
 
 import argparse
+import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -63,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     settings = SteeringSettings.from_args(args)
     served = _served_model(args)
     profiles = settings.load_profiles(served)
+    # Steering is written for model runner V1; vLLM would choose V2 on GPUs.
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     args.worker_cls = worker_cls(current_platform.device_type)
     args.additional_config = {**(args.additional_config or {}), **additional_config(settings.rows)}
     return int(uvloop.run(_serve(args, profiles)))

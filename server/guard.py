@@ -1,71 +1,92 @@
 """ASGI middleware: no route that cannot steer swallows a request for steering."""
 
 import json
-from http import HTTPStatus
+import re
+from collections import deque
 from typing import Any
+from urllib.parse import parse_qsl
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from artifacts.errors import quoted
 from server.errors import ErrorCode, SteeringRequestError
-from server.schema import FIELD, misspelt_key
+from server.routes.steered import SteeringService
+from server.schema import steering_key
 
+_FORM_FIELD = re.compile(rb"content-disposition:\s*form-data;\s*name=\"(steer[^\"]{0,64})", re.IGNORECASE)
 STEERED_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 
 
 class SteeringGuard:
-    """Refuses JSON bodies with a `steer*` key on every other route, where vLLM would ignore the key."""
+    """Refuses to let a request for steering go unheard.
+
+    On every route but the steered ones vLLM would ignore it: a `steer*` key of a JSON body, a `steer*` field of a form,
+    or the model name `<model>@<profile>` (`/invocations` ignores the model's name). On all routes it would ignore a
+    `steer*` query parameter.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with 400."""
-        if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH") or _passes(scope):
+        if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
             await self._app(scope, receive, send)
             return
-        chunks = []
-        while True:
-            message = await receive()
-            chunks.append(message.get("body", b""))
-            if message["type"] != "http.request" or not message.get("more_body"):
-                break
-        body = b"".join(chunks)
-        refusal = _refusal(body, scope["path"])
-        if refusal is not None:
-            await refusal.response()(scope, receive, send)
+        path = scope["path"]
+        asked = _asked_in_query(scope["query_string"])
+        if asked is None and path.removeprefix(scope.get("root_path", "")) not in STEERED_PATHS:
+            messages = await _read(receive)
+            asked = _asked_in_body(b"".join(message.get("body", b"") for message in messages), scope)
+            receive = _replay(messages, receive)
+        if asked is None:
+            await self._app(scope, receive, send)
             return
-        pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-        if message["type"] != "http.request":
-            pending = [message]
-
-        async def replay() -> Message:
-            return pending.pop() if pending else await receive()
-
-        await self._app(scope, replay, send)
+        refusal = SteeringRequestError(
+            ErrorCode.UNSUPPORTED,
+            f"{path} does not support steering by {asked}; use steering_profile in the JSON body of "
+            f"{' or '.join(sorted(STEERED_PATHS))}.",
+        )
+        await refusal.response()(scope, receive, send)
 
 
-def _passes(scope: Scope) -> bool:
-    """Routes that steer check for themselves; uploads carry no JSON and may be large."""
-    if scope["path"].removeprefix(scope.get("root_path", "")) in STEERED_PATHS:
-        return True
-    return any(name == b"content-type" and value.startswith(b"multipart/") for name, value in scope["headers"])
+async def _read(receive: Receive) -> list[Message]:
+    """Messages of a request up to the end of its body, or up to the client's disconnect."""
+    messages = [await receive()]
+    while messages[-1]["type"] == "http.request" and messages[-1].get("more_body"):
+        messages.append(await receive())
+    return messages
 
 
-def _refusal(body: bytes, path: str) -> SteeringRequestError | None:
+def _replay(messages: list[Message], receive: Receive) -> Receive:
+    """A receive that gives these messages again before it goes on."""
+    pending = deque(messages)
+
+    async def replay() -> Message:
+        return pending.popleft() if pending else await receive()
+
+    return replay
+
+
+def _asked_in_query(query: bytes) -> str | None:
+    keys = {key for key, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True)}
+    name = steering_key(dict.fromkeys(keys))
+    return None if name is None else f"the query parameter {quoted(name)}"
+
+
+def _asked_in_body(body: bytes, scope: Scope) -> str | None:
     try:
         data: Any = json.loads(body)
     except (ValueError, RecursionError):
-        # Not JSON: an upload, or something that the route itself refuses.
-        return None
+        # An upload, or something that the route itself refuses.
+        form_field = _FORM_FIELD.search(body)
+        return None if form_field is None else f"the form field {quoted(form_field[1].decode('latin-1'))}"
     if not isinstance(data, dict):
         return None
-    name = FIELD if FIELD in data else misspelt_key(data, ())
-    if name is None:
-        return None
-    return SteeringRequestError(
-        ErrorCode.UNSUPPORTED,
-        f"{path} does not support steering, but the request has the field {name!r}; "
-        f"use {' or '.join(sorted(STEERED_PATHS))}.",
-        HTTPStatus.BAD_REQUEST,
-        param=name,
-    )
+    name, model = steering_key(data), data.get("model")
+    if name is not None:
+        return f"the field {quoted(name)}"
+    service: SteeringService = scope["app"].state.steering
+    if isinstance(model, str) and service.split_model(model)[1] is not None:
+        return f"the model {quoted(model)}"
+    return None

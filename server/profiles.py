@@ -2,6 +2,7 @@
 
 import difflib
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -15,6 +16,8 @@ from server.engine.steering import Steering, Term
 from server.errors import ErrorCode, SteeringRequestError
 from server.schema import ProfileRef, Receipt
 
+# 0.1 + 0.2 is not over a maximum of 0.3.
+_ROUNDING = 1e-9
 _MIN_DIGEST_PREFIX = len("sha256:") + 8
 
 
@@ -115,7 +118,8 @@ class ProfileTable:
         """Build the table.
 
         Raises:
-            ValueError: two profiles have one name.
+            ValueError: two profiles have one name, or one bundle makes more interventions at a layer than a slot
+                holds.
         """
         self._profiles: dict[str, Profile] = {}
         for profile in profiles:
@@ -123,6 +127,7 @@ class ProfileTable:
                 raise ValueError(
                     f"Two bundles are named {profile.name!r}; rename one with --steering-bundle NAME=FILE."
                 )
+            _check_capacity(profile.layers)
             self._profiles[profile.name] = profile
 
     def __iter__(self) -> Iterator[Profile]:
@@ -138,14 +143,14 @@ class ProfileTable:
         terms = tuple(self._resolve_one(ref) for ref in refs)
         _check_total_strength(terms)
         active = [term for term in terms if term.strength]
-        _check_capacity(active)
+        _check_capacity([layer for term in active for layer in term.profile.layers])
         if not active:
             return Resolved(terms, None)
         engine_terms = tuple(Term(term.profile.bundle.digest, term.strength, term.scope.value) for term in active)
         return Resolved(terms, Steering(uuid.uuid4().hex, engine_terms))
 
     def _resolve_one(self, ref: ProfileRef) -> ResolvedTerm:
-        name, _, digest = ref.name.partition("@")
+        name, versioned, digest = ref.name.partition("@")
         profile = self._profiles.get(name)
         if profile is None:
             near = difflib.get_close_matches(name, self._profiles, n=3, cutoff=0.4)
@@ -153,7 +158,7 @@ class ProfileTable:
             raise SteeringRequestError(
                 ErrorCode.PROFILE_NOT_FOUND, f"Steering profile {name!r} does not exist. {served}", HTTPStatus.NOT_FOUND
             )
-        if digest and not (len(digest) >= _MIN_DIGEST_PREFIX and profile.bundle.digest.startswith(digest)):
+        if versioned and not (len(digest) >= _MIN_DIGEST_PREFIX and profile.bundle.digest.startswith(digest)):
             raise SteeringRequestError(
                 ErrorCode.PROFILE_NOT_FOUND,
                 f"Steering profile {name!r} has no version {digest!r}; it is {profile.bundle.digest}.",
@@ -167,18 +172,16 @@ def _check_total_strength(terms: Sequence[ResolvedTerm]) -> None:
     """Listing a profile twice must not get around its maximum."""
     for profile in {term.profile.name: term.profile for term in terms}.values():
         total = sum(abs(term.strength) for term in terms if term.profile is profile)
-        if total > profile.maximum_strength:
+        if total > profile.maximum_strength * (1 + _ROUNDING):
             raise SteeringRequestError(
                 ErrorCode.STRENGTH_INVALID,
                 f"Strength {total:g} of profile {profile.name!r} is over its maximum of {profile.maximum_strength:g}.",
             )
 
 
-def _check_capacity(terms: Sequence[ResolvedTerm]) -> None:
-    layers = [layer for term in terms for layer in term.profile.layers]
-    for layer in set(layers):
-        if layers.count(layer) > MAX_OPS:
+def _check_capacity(layers: Sequence[int]) -> None:
+    for layer, count in Counter(layers).items():
+        if count > MAX_OPS:
             raise SteeringRequestError(
-                ErrorCode.TOO_MANY,
-                f"The profiles make {layers.count(layer)} interventions at layer {layer}; at most {MAX_OPS} fit.",
+                ErrorCode.TOO_MANY, f"There are {count} interventions at layer {layer}; at most {MAX_OPS} fit."
             )

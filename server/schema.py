@@ -2,17 +2,21 @@
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
 
+from artifacts.errors import quoted
 from artifacts.manifest import Scope
 from server.errors import ErrorCode
 
 FIELD = "steering_profile"
 _MAX_NAME_LENGTH = 256
+_MAX_PROFILES = 32
+# Objects in a request whose unknown keys vLLM passes on or drops in silence.
+_SWALLOWED = ("vllm_xargs", "sampling_params", "extra_args", "extra_body")
 # How alike an unknown key must be to `steering_profile` before it counts as a slip of the pen ("stearing_profile").
 _SIMILARITY = 0.8
 
@@ -52,7 +56,7 @@ def _error(code: ErrorCode, message: str) -> PydanticCustomError:
 
 def _parse_strength(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _error(ErrorCode.STRENGTH_INVALID, f"strength is {_shown(value)}, expected a number.")
+        raise _error(ErrorCode.STRENGTH_INVALID, f"strength is {quoted(value)}, expected a number.")
     try:
         strength = float(value)
     except OverflowError:
@@ -60,11 +64,6 @@ def _parse_strength(value: Any) -> float:
     if not math.isfinite(strength):
         raise _error(ErrorCode.STRENGTH_INVALID, f"strength is {strength}, expected a finite number.")
     return strength
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _parse_ref(value: Any) -> ProfileRef:
@@ -75,20 +74,20 @@ def _parse_ref(value: Any) -> ProfileRef:
     if not isinstance(value, Mapping):
         raise _error(
             ErrorCode.PROFILE_INVALID,
-            f"{FIELD} is {_shown(value)}, expected a name, an object {{name, strength, scope}} or a list of those.",
+            f"{FIELD} is {quoted(value)}, expected a name, an object {{name, strength, scope}} or a list of those.",
         )
     unknown = sorted(str(key) for key in value.keys() - set(ProfileRef.model_fields))
     if unknown:
         raise _error(
-            ErrorCode.FIELD_UNKNOWN, f"{FIELD} has unknown key {_shown(unknown[0])}; known: name, strength, scope."
+            ErrorCode.FIELD_UNKNOWN, f"{FIELD} has unknown key {quoted(unknown[0])}; known: name, strength, scope."
         )
     name, strength, scope = value.get("name"), value.get("strength"), value.get("scope")
     if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME_LENGTH:
         raise _error(
-            ErrorCode.PROFILE_INVALID, f"name is {_shown(name)}, expected 1 to {_MAX_NAME_LENGTH} characters of text."
+            ErrorCode.PROFILE_INVALID, f"name is {quoted(name)}, expected 1 to {_MAX_NAME_LENGTH} characters of text."
         )
     if scope is not None and (not isinstance(scope, str) or scope not in list(Scope)):
-        raise _error(ErrorCode.SCOPE_INVALID, f"scope is {_shown(scope)}, expected one of: {', '.join(Scope)}.")
+        raise _error(ErrorCode.SCOPE_INVALID, f"scope is {quoted(scope)}, expected one of: {', '.join(Scope)}.")
     return ProfileRef(
         name=name,
         strength=None if strength is None else _parse_strength(strength),
@@ -102,6 +101,10 @@ def _parse_profile(value: Any, _handler: Any) -> ProfileRef | list[ProfileRef] |
     if isinstance(value, list):
         if not value:
             raise _error(ErrorCode.PROFILE_INVALID, f"{FIELD} is an empty list; leave it out for an unsteered answer.")
+        if len(value) > _MAX_PROFILES:
+            raise _error(
+                ErrorCode.TOO_MANY, f"{FIELD} lists {len(value)} profiles; at most {_MAX_PROFILES} are allowed."
+            )
         return [_parse_ref(item) for item in value]
     return _parse_ref(value)
 
@@ -125,9 +128,9 @@ class SteeringFields(BaseModel):
     def _refuse_near_misses(cls, data: Any) -> Any:
         """vLLM ignores fields it does not know, so a misspelt one would run unsteered."""
         if isinstance(data, Mapping):
-            name = misspelt_key(data, cls.model_fields.keys())
+            name = steering_key(data, cls.model_fields.keys())
             if name is not None:
-                raise _error(ErrorCode.FIELD_UNKNOWN, f"Unknown field {_shown(name)}; did you mean '{FIELD}'?")
+                raise _error(ErrorCode.FIELD_UNKNOWN, f"Unknown field {quoted(name)}; did you mean '{FIELD}'?")
         return data
 
     @property
@@ -138,25 +141,28 @@ class SteeringFields(BaseModel):
         return [_parse_ref(ref) for ref in refs]
 
 
-def misspelt_key(data: Mapping[Any, Any], known: Any) -> str | None:
-    """First key that means steering but is not `steering_profile`, at the places where vLLM would swallow it.
+def steering_key(data: Mapping[Any, Any], known: Collection[str] = ()) -> str | None:
+    """First key that means steering, rightly spelt or not, at the places where vLLM would swallow it.
 
     Args:
         data: JSON body of a request.
-        known: names that the request model declares.
+        known: names that the request model declares and therefore heeds.
 
     Returns:
         The key, with its parents joined by dots; None when there is none.
     """
     for key in data:
-        if key != FIELD and isinstance(key, str) and key not in known and _means_steering(key):
+        if isinstance(key, str) and key not in known and _means_steering(key):
             return key
-    for parent in ("vllm_xargs", "sampling_params", "extra_args", "extra_body"):
-        nested = data.get(parent)
+    # A loop, because a request may nest these as deep as the interpreter's stack.
+    places = [(parent, data.get(parent)) for parent in _SWALLOWED]
+    while places:
+        path, nested = places.pop()
         if isinstance(nested, Mapping):
-            name = FIELD if FIELD in nested else misspelt_key(nested, ())
-            if name is not None:
-                return f"{parent}.{name}"
+            for key in nested:
+                if isinstance(key, str) and _means_steering(key):
+                    return f"{path}.{key}"
+            places += [(f"{path}.{parent}", nested.get(parent)) for parent in _SWALLOWED]
     return None
 
 

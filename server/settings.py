@@ -1,15 +1,19 @@
 """Settings of the server, frozen at the edge."""
 
 import argparse
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from artifacts.bundle import load_bundle
-from artifacts.errors import BundleError, BundleErrorCode
+from artifacts.errors import BundleError
 from artifacts.verify import ServedModel, check_target
 from server.engine.config import DEFAULT_ROWS
 from server.profiles import Profile, ProfileTable
+
+# As in the manifest: `@` separates name and version in a request, so it cannot be part of a name.
+_PROFILE_NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
 
 FingerprintPolicy = Literal["enforce", "ignore"]
 
@@ -85,10 +89,6 @@ class SteeringSettings:
             check_target(bundle, replace(served, fingerprint=expected))
         except BundleError as error:
             raise BundleError(error.code, f"{source.path}: {error}") from error
-        if source.name is not None and "@" in source.name:
-            raise BundleError(
-                BundleErrorCode.BAD_MANIFEST, f"{source.path}: profile name {source.name!r} may not hold '@'."
-            )
         return Profile.from_bundle(bundle, source.name)
 
 
@@ -96,13 +96,15 @@ def _bundle_source(text: str) -> BundleSource:
     name, separator, path = text.partition("=")
     if not separator:
         return BundleSource(None, Path(text))
-    if not name or not path:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither FILE nor NAME=FILE")
+    if not path or not re.fullmatch(_PROFILE_NAME, name):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither FILE nor NAME=FILE with a NAME of a-z, 0-9, '.', '_' and '-'; "
+            "a FILE with '=' in its path needs a NAME"
+        )
     return BundleSource(name, Path(path))
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)

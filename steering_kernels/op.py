@@ -59,9 +59,9 @@ def _check(
     ):
         if tensor.dtype != dtype:
             raise ValueError(f"{name} is {tensor.dtype}, expected {dtype}: convert it with .to({dtype})")
-    if hidden.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        raise ValueError(f"hidden is {hidden.dtype}, expected bfloat16, float16 or float32")
-    if slot_ids.shape[0] < hidden.shape[0] or strengths.shape[0] < hidden.shape[0]:
-        raise ValueError(
-            f"slot_ids ({slot_ids.shape[0]}) and strengths ({strengths.shape[0]}) must cover {hidden.shape[0]} tokens"
-        )
+    for name, tensor in (("hidden", hidden), ("pool", pool)):
+        if tensor.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+            raise ValueError(f"{name} is {tensor.dtype}, expected bfloat16, float16 or float32")
+    for name, tensor in (("slot_ids", slot_ids), ("strengths", strengths)):
+        if tensor.dim() != 1 or tensor.shape[0] < hidden.shape[0]:
+            raise ValueError(f"{name} {tuple(tensor.shape)} must be [>= {hidden.shape[0]}], one entry per token")

@@ -15,22 +15,25 @@ def steer_reference_(
 
     Args:
         hidden: [num_tokens, hidden_size], bf16 | fp16 | fp32. Changed in place. num_tokens may be 0.
-        pool: [num_rows, hidden_size], fp32 or the dtype of hidden.
+        pool: [num_rows, hidden_size], bf16 | fp16 | fp32, finite.
         write_rows: [num_slots, max_ops], int32. Row of the pool, -1 for none.
         scales: [num_slots, max_ops], fp32.
         slot_ids: [>= num_tokens], int32. -1 leaves the row bit-identical.
         strengths: [>= num_tokens], fp32. Products and sums are fp32, rounded once on store.
     """
     num_tokens = hidden.shape[0]
-    slots = slot_ids[:num_tokens]
-    if hidden.device.type == "cpu":
-        _steer_cpu_(hidden, pool, write_rows, scales, slots, strengths[:num_tokens])
-        return
-    # No branch on data: this body is captured into CUDA graphs, where a Python `if` would be decided once and for all.
+    steer = _steer_on_host_ if hidden.device.type == "cpu" else _steer_on_device_
+    steer(hidden, pool, write_rows, scales, slot_ids[:num_tokens], strengths[:num_tokens])
+
+
+def _steer_on_device_(
+    hidden: Tensor, pool: Tensor, write_rows: Tensor, scales: Tensor, slots: Tensor, strengths: Tensor
+) -> None:
+    """No branch on data: this is captured into CUDA graphs, where a Python `if` would be decided once and for all."""
     safe_slots = slots.clamp_min(0).long()
     rows = write_rows[safe_slots]
     active = (rows >= 0) & (slots >= 0)[:, None]
-    factors = torch.where(active, strengths[:num_tokens, None] * scales[safe_slots], 0.0)
+    factors = torch.where(active, strengths[:, None] * scales[safe_slots], 0.0)
     delta = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
     for op in range(write_rows.shape[1]):
         delta.addcmul_(factors[:, op, None], pool[rows[:, op].clamp_min(0).long()].float())
@@ -38,21 +41,31 @@ def steer_reference_(
     hidden.copy_(torch.where(active.any(1, keepdim=True), steered, hidden))
 
 
-def _steer_cpu_(
+def _steer_on_host_(
     hidden: Tensor, pool: Tensor, write_rows: Tensor, scales: Tensor, slots: Tensor, strengths: Tensor
 ) -> None:
-    """The same on the host, where looking at the data is free: touch steered rows only."""
-    tokens = (slots >= 0).nonzero().squeeze(1)
-    if tokens.numel() == 0:
+    """Looking at the data is free here and calls are not: leave early, and touch steered rows only."""
+    if slots.numel() == 0 or slots.max().item() < 0:
         return
-    token_slots = slots[tokens]
-    rows = write_rows[token_slots]
-    used_ops = (rows >= 0).any(0).nonzero().squeeze(1).tolist()
-    if not used_ops:
+    rows = write_rows.index_select(0, slots.clamp_min(0))
+    # Negative for tokens without a slot and for slots without a row at this layer.
+    last_row = torch.minimum(rows.amax(1), slots)
+    lowest, highest = (bound.item() for bound in last_row.aminmax())
+    if highest < 0:
         return
-    factors = torch.where(rows >= 0, strengths[tokens, None] * scales[token_slots], 0.0)
-    updated = hidden[tokens].float()
+    steered, tokens = hidden, None
+    if lowest < 0:
+        tokens = (last_row >= 0).nonzero().squeeze(1)
+        steered, rows, slots, strengths = (x.index_select(0, tokens) for x in (hidden, rows, slots, strengths))
+    steered = steered.float()
+    factors = strengths[:, None] * scales.index_select(0, slots)
+    used_ops = [op for op, row in enumerate(rows.amax(0).tolist()) if row >= 0]
+    if len(used_ops) > 1:
+        factors.masked_fill_(rows < 0, 0.0)
+        rows = rows.clamp_min(0)
     for op in used_ops:
-        updated.addcmul_(factors[:, op, None], pool[rows[:, op].clamp_min(0)].float())
-    touched = (rows >= 0).any(1)
-    hidden[tokens[touched]] = updated[touched].to(hidden.dtype)
+        steered.addcmul_(factors[:, op, None], pool.index_select(0, rows[:, op]).float())
+    if tokens is None:
+        hidden.copy_(steered)
+    else:
+        hidden.index_copy_(0, tokens, steered.to(hidden.dtype))

@@ -53,6 +53,12 @@ def install() -> None:
     original = getattr(holders[0], _NAME)
     if getattr(original, "adds_steering_key", False):
         return
+    for holder in holders:
+        if getattr(holder, _NAME, None) is not original:
+            # Another plugin replaced it, or vLLM moved it: a holder left alone would poison the cache.
+            raise IncompatibleVllmError(
+                f"{holder.__name__}.{_NAME} is not vLLM's own function; steering cannot key its blocks."
+            )
     require_signature(original, ("request", "start_token_idx", "end_token_idx", "start_mm_idx"))
 
     def generate_block_hash_extra_keys(
@@ -67,9 +73,4 @@ def install() -> None:
 
     generate_block_hash_extra_keys.adds_steering_key = True  # type: ignore[attr-defined]
     for holder in holders:
-        if getattr(holder, _NAME, None) is not original:
-            # Another plugin replaced it, or vLLM moved it: a holder left alone would poison the cache.
-            raise IncompatibleVllmError(
-                f"{holder.__name__}.{_NAME} is not vLLM's own function; steering cannot key its blocks."
-            )
         setattr(holder, _NAME, generate_block_hash_extra_keys)

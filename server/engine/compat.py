@@ -65,6 +65,8 @@ def require_servable(vllm_config: Any) -> None:
         "--kv-transfer-config (connectors hash tokens without the steering)": vllm_config.kv_transfer_config
         is not None,
         "--scheduler-cls": vllm_config.scheduler_config.scheduler_cls is not None,
+        "--enable-sleep-mode (waking up loses the vectors)": vllm_config.model_config.enable_sleep_mode,
+        f"--runner {vllm_config.model_config.runner_type}": vllm_config.model_config.runner_type != "generate",
     }
     for flag, present in refused.items():
         if present:

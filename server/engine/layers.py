@@ -49,8 +49,8 @@ def find_decoder_layers(model: nn.Module, num_layers: int) -> list[nn.Module]:
         num_layers: number of decoder layers according to its configuration.
 
     Returns:
-        The num_layers entries of the outermost `nn.ModuleList` of that length whose entries contain attention or
-        another sequence mixer and share one class.
+        The num_layers entries of the outermost `nn.ModuleList` of that length whose entries all have parameters and
+        at least two children (attention or another sequence mixer, and the rest of the block).
 
     Raises:
         IncompatibleVllmError: no list, or several unrelated lists, qualify.

@@ -5,7 +5,6 @@ functions of `/v1/chat/completions` and `/v1/completions`, which are called with
 passed on with a receipt.
 """
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pydantic import BaseModel, PrivateAttr
@@ -23,15 +22,12 @@ __all__ = [
     "ChatCompletionResponse",
     "CompletionRequest",
     "CompletionResponse",
-    "Endpoint",
     "SteeredSampling",
     "create_chat_completion",
     "create_completion",
     "show_available_models",
     "validate_json_request",
 ]
-
-Endpoint = Callable[[Any, Any], Awaitable[Any]]
 
 
 class SteeredSampling(BaseModel):

@@ -5,7 +5,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from server.engine.compat import require_signature
-from server.engine.scheduler import TOKENS_HEADER
+
+# Travels in EngineCoreOutput.trace_headers, a string mapping that vLLM hands through for tracing and otherwise ignores.
+TOKENS_HEADER = "x-expertsteer-tokens"
 
 
 class Receipts:
@@ -32,7 +34,9 @@ class Receipts:
         def process_outputs(engine_core_outputs: list[Any], *args: Any, **kwargs: Any) -> Any:
             if self._counts:
                 for output in engine_core_outputs:
-                    self._note(output.request_id, output.trace_headers)
+                    # After a stop string, engine core runs on until the abort reaches it: tokens of no answer.
+                    if output.request_id in processor.request_states:
+                        self._note(output.request_id, output.trace_headers)
             return original(engine_core_outputs, *args, **kwargs)
 
         processor.process_outputs = process_outputs

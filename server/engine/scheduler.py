@@ -12,10 +12,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from server.engine import cache_keys
 from server.engine.compat import require_signature
+from server.engine.receipts import TOKENS_HEADER
 from server.engine.runner import OUTPUT_ATTRIBUTE
-
-# Travels in EngineCoreOutput.trace_headers, a string mapping that vLLM hands through for tracing and otherwise ignores.
-TOKENS_HEADER = "x-expertsteer-tokens"
 
 
 class _SteeringScheduler:

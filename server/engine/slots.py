@@ -39,7 +39,7 @@ class RowPool:
 
         Raises:
             RowPoolFullError: too few free rows.
-            ValueError: a value is not finite in the model's dtype.
+            ValueError: a row has another length, or a value is not finite in the model's dtype; nothing was changed.
         """
         if bundle in self._bundles:
             return
@@ -50,6 +50,11 @@ class RowPool:
                 "raise --steering-rows or load fewer bundles."
             )
         for layer, vectors in writes.items():
+            if vectors.dim() != 2 or vectors.shape[1] != self.rows.shape[1]:
+                raise ValueError(
+                    f"{bundle} has vectors {tuple(vectors.shape)} at layer {layer}, "
+                    f"the model takes [num_interventions, {self.rows.shape[1]}]."
+                )
             if not torch.isfinite(vectors.to(self.rows)).all():
                 raise ValueError(f"{bundle} has values at layer {layer} that overflow the model's {self.rows.dtype}.")
         placed: dict[int, list[int]] = {}

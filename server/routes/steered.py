@@ -1,7 +1,7 @@
 """Running a request with steering: admission, vLLM's own endpoint, receipt."""
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -10,7 +10,6 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from server.engine.client import SteeringEngine
-from server.engine.openai import Endpoint
 from server.engine.steering import Steering
 from server.errors import ErrorCode, SteeringRequestError
 from server.profiles import ProfileTable, Resolved
@@ -18,6 +17,8 @@ from server.schema import ProfileRef
 
 BUNDLE_HEADER = "x-steering-bundle"
 _DONE = "data: [DONE]"
+
+Endpoint = Callable[[Any, Any], Awaitable[Any]]
 
 
 class SteerableRequest(Protocol):
@@ -56,7 +57,7 @@ class SteeringService:
             SteeringRequestError: the request cannot be steered as it asks.
         """
         refs = request.profile_refs
-        base, profile = self._split_model(request.model)
+        base, profile = self.split_model(request.model)
         if profile is not None:
             if refs:
                 raise SteeringRequestError(
@@ -78,10 +79,11 @@ class SteeringService:
         request.steer_with(resolved.steering)
         return resolved
 
-    def _split_model(self, model: str | None) -> tuple[str | None, str | None]:
+    def split_model(self, model: str | None) -> tuple[str | None, str | None]:
+        """Model and profile that a model name means; the profile is None unless it is `<served model>@<profile>`."""
         if model is None or model in self.model_names:
             return model, None
-        for base in self.model_names:
+        for base in sorted(self.model_names, key=len, reverse=True):
             if model.startswith(f"{base}@"):
                 return base, model.removeprefix(f"{base}@")
         return model, None
@@ -130,7 +132,8 @@ class _Answer:
         if not isinstance(response, JSONResponse) or response.status_code != HTTPStatus.OK:
             return response
         try:
-            body = self._amend(json.loads(bytes(response.body)), counts, last=True)
+            body = json.loads(bytes(response.body))
+            body = self._amend(body, counts, len(body["choices"]))
         except SteeringRequestError as error:
             return error.response()
         kept = {key: value for key, value in response.headers.items() if key not in ("content-length", "content-type")}
@@ -161,46 +164,48 @@ class _Answer:
     async def _chunks(self, chunks: Any, counts: Mapping[str, list[int]]) -> AsyncGenerator[str]:
         """Hold back only a chunk that may be the last (a finish reason, or no choices), until the next one shows."""
         held: dict[str, Any] | None = None
+        choices: set[int] = set()
         async with aclosing(chunks):
             async for chunk in chunks:
                 if held is not None and chunk.startswith("data:"):
-                    last = chunk.startswith(_DONE)
-                    yield self._event(held, counts, last)
+                    yield self._event(held, counts, len(choices) if chunk.startswith(_DONE) else None)
                     held = None
                 body = _last_candidate(chunk) if self._model is None else _json_of(chunk)
                 if body is None:
                     yield chunk
                 elif _may_be_last(body):
                     held = body
+                    choices.update(choice["index"] for choice in body["choices"])
                 else:
-                    yield self._event(body, counts, last=False)
+                    yield self._event(body, counts, None)
             if held is not None:
-                yield self._event(held, counts, last=True)
+                yield self._event(held, counts, len(choices))
 
-    def _event(self, body: dict[str, Any], counts: Mapping[str, list[int]], last: bool) -> str:
+    def _event(self, body: dict[str, Any], counts: Mapping[str, list[int]], num_choices: int | None) -> str:
         try:
-            body = self._amend(body, counts, last)
+            body = self._amend(body, counts, num_choices)
         except SteeringRequestError as error:
             body = error.body()
         return f"data: {json.dumps(body, separators=(',', ':'), ensure_ascii=False)}\n\n"
 
-    def _amend(self, body: dict[str, Any], counts: Mapping[str, list[int]], last: bool) -> dict[str, Any]:
+    def _amend(self, body: dict[str, Any], counts: Mapping[str, list[int]], num_choices: int | None) -> dict[str, Any]:
+        """Rewrite one body; `num_choices`, the choices of the whole answer, is given for its last body only."""
         if self._model is not None and "model" in body:
             body["model"] = self._model
-        if last:
-            body["steering"] = self._receipt(counts)
+        if num_choices is not None:
+            body["steering"] = self._receipt(counts, num_choices)
         return body
 
-    def _receipt(self, counts: Mapping[str, list[int]]) -> Any:
-        """Receipt from the counts.
+    def _receipt(self, counts: Mapping[str, list[int]], num_choices: int) -> Any:
+        """Receipt from the counts of every choice.
 
         Raises:
-            SteeringRequestError: no worker reported on this request, so nothing proves that it was steered.
+            SteeringRequestError: a choice has no count, so nothing proves that it was steered.
         """
-        if self._resolved.steering is not None and not counts:
+        if self._resolved.steering is not None and len(counts) < max(1, num_choices):
             raise SteeringRequestError(
                 ErrorCode.NOT_APPLIED,
-                "The workers did not report steering this request; its answer is withheld.",
+                f"The workers reported steering {len(counts)} of {num_choices} choices; do not use this answer.",
                 HTTPStatus.INTERNAL_SERVER_ERROR,
             )
         totals = [sum(column) for column in zip(*counts.values(), strict=True)]

@@ -38,7 +38,7 @@ def assert_refused(response: Any, name: str) -> None:
     assert response.status_code == 400
     error = response.json()["error"]
     assert error["code"] == "steering_unsupported"
-    assert f"has the field {name!r}; use /v1/chat/completions or /v1/completions." in error["message"]
+    assert f"by the field {name!r}; use steering_profile in the JSON body of /v1/chat/comp" in error["message"]
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
@@ -74,7 +74,7 @@ def test_refuses_a_profile_in_the_model_name(client: TestClient) -> None:
     response = client.post("/invocations", json={"model": "lab@careful"})
     assert response.status_code == 400
     assert "/invocations does not support steering" in response.json()["error"]["message"]
-    assert "has the model 'lab@careful'" in response.json()["error"]["message"]
+    assert "by the model 'lab@careful'" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("model", ["lab", "other@careful", "labs@careful", 7, None, ["lab@careful"]])
@@ -129,8 +129,31 @@ def test_uploads_pass(client: TestClient) -> None:
     assert response.status_code == 200
 
 
+def test_form_fields_are_refused(client: TestClient) -> None:
+    files = {"file": ("a.wav", b"abc")}
+    response = client.post("/v1/audio/transcriptions", files=files, data={"steering_profile": "careful"})
+    assert response.status_code == 400
+    assert "by the form field 'steering_profile'" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/responses"])
+@pytest.mark.parametrize("query", ["steering_profile=careful", "a=1&steer=x", "Steering_Profile", "steering_profile="])
+def test_query_parameters_are_refused_everywhere(client: TestClient, path: str, query: str) -> None:
+    response = client.post(f"{path}?{query}", json={"model": "lab"})
+    assert response.status_code == 400
+    assert "by the query parameter" in response.json()["error"]["message"]
+
+
+def test_other_query_parameters_pass(client: TestClient) -> None:
+    assert client.post("/v1/completions?user=steering_profile", json={}).status_code == 200
+
+
+DISCONNECT = {"type": "http.disconnect"}
+
+
 def http_scope(**changes: Any) -> dict[str, Any]:
-    return {"type": "http", "method": "POST", "path": "/x", "headers": [], "app": make_app("/x"), **changes}
+    scope = {"type": "http", "method": "POST", "path": "/x", "query_string": b"", "headers": [], "app": make_app("/x")}
+    return {**scope, **changes}
 
 
 async def received(incoming: list[dict[str, Any]], scope: dict[str, Any]) -> tuple[list[Any], list[Any]]:
@@ -139,8 +162,10 @@ async def received(incoming: list[dict[str, Any]], scope: dict[str, Any]) -> tup
     client_messages: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        while not app_messages or app_messages[-1].get("more_body") or app_messages[-1]["type"] == "http.request":
+        for _ in range(5):
             app_messages.append(await receive())
+            if app_messages[-1] == DISCONNECT:
+                break
         await PlainTextResponse("ok")(scope, receive, send)
 
     async def receive() -> Any:
@@ -153,14 +178,12 @@ async def received(incoming: list[dict[str, Any]], scope: dict[str, Any]) -> tup
     return app_messages, client_messages
 
 
-DISCONNECT = {"type": "http.disconnect"}
-
-
 async def test_body_in_pieces_then_disconnect() -> None:
-    """The application gets the body once and later hears of the disconnect, which is how vLLM aborts a request."""
+    """The application gets the body as it came and later hears of the disconnect: so vLLM aborts a request."""
     pieces = [{"type": "http.request", "body": piece, "more_body": True} for piece in (b'{"a"', b": 1")]
-    messages, _ = await received([*pieces, {"type": "http.request", "body": b"}"}, DISCONNECT], http_scope())
-    assert messages == [{"type": "http.request", "body": b'{"a": 1}', "more_body": False}, DISCONNECT]
+    incoming = [*pieces, {"type": "http.request", "body": b"}"}, DISCONNECT]
+    messages, _ = await received(list(incoming), http_scope())
+    assert messages == incoming
 
 
 async def test_refusal_looks_at_the_whole_body() -> None:
@@ -171,8 +194,9 @@ async def test_refusal_looks_at_the_whole_body() -> None:
 
 
 async def test_disconnect_in_the_middle_of_the_body() -> None:
-    messages, _ = await received([{"type": "http.request", "body": b"{", "more_body": True}, DISCONNECT], http_scope())
-    assert messages == [DISCONNECT]
+    incoming = [{"type": "http.request", "body": b"{", "more_body": True}, DISCONNECT]
+    messages, _ = await received(list(incoming), http_scope())
+    assert messages == incoming
 
 
 async def test_other_protocols_pass() -> None:

@@ -14,6 +14,7 @@ class Processor:
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
+        self.request_states = {request_id: object() for request_id in ("0_x", "1_x", "x")}
 
     def process_outputs(self, engine_core_outputs: list[Any], timestamp: float = 0.0, stats: Any = None) -> str:
         self.calls.append((engine_core_outputs, timestamp, stats))
@@ -57,11 +58,20 @@ def test_counts_are_noted_before_the_consumer_sees_the_output() -> None:
     def process_outputs(engine_core_outputs: list[Any]) -> None:
         seen.append(dict(counts))
 
-    processor = SimpleNamespace(process_outputs=process_outputs)
+    processor = SimpleNamespace(process_outputs=process_outputs, request_states={"x": object()})
     receipts.attach(SimpleNamespace(output_processor=processor))
     with receipts.expect("one") as counts:
         processor.process_outputs([output("x", "one:1")])
     assert seen == [{"x": [1]}]
+
+
+def test_counts_end_with_the_answer(receipts: Receipts, processor: Processor) -> None:
+    """vLLM forgets a request with its stop string, while engine core runs on until the abort reaches it."""
+    with receipts.expect("one") as counts:
+        processor.process_outputs([output("x", "one:7")])
+        del processor.request_states["x"]
+        processor.process_outputs([output("x", "one:8")])
+        assert counts == {"x": [7]}
 
 
 def test_the_call_is_passed_on(receipts: Receipts, processor: Processor) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from artifacts.manifest import Scope
 from server.errors import ErrorCode
-from server.schema import FIELD, ProfileRef, SteeringFields, misspelt_key
+from server.schema import FIELD, ProfileRef, SteeringFields, steering_key
 
 
 class _Vllm(BaseModel):
@@ -123,7 +123,7 @@ def test_deep_nesting_is_refused_or_ignored() -> None:
                 SteeringFields.model_validate({FIELD: {"name": "a", key: deep}})
     for deep in objects[-12:]:
         deep["a"] = 1
-        assert misspelt_key(deep, ()) is None
+        assert steering_key(deep, ()) is None
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_misspelt_keys_are_refused_everywhere(key: str) -> None:
     assert repr(key) in reason and "did you mean 'steering_profile'?" in reason
     for parent in ("vllm_xargs", "sampling_params", "extra_args", "extra_body"):
         assert repr(f"{parent}.{key}") in refusal({parent: {"other": 1, key: "a"}})[1]
-    assert misspelt_key({"sampling_params": {"extra_args": {key: 1}}}, ()) == f"sampling_params.extra_args.{key}"
+    assert steering_key({"sampling_params": {"extra_args": {key: 1}}}, ()) == f"sampling_params.extra_args.{key}"
 
 
 def test_the_right_key_in_the_wrong_place() -> None:
@@ -153,14 +153,14 @@ def test_other_unknown_keys_are_vllms_affair(key: str) -> None:
 
 
 def test_declared_fields_are_known() -> None:
-    assert misspelt_key({"steering_note": 1}, {"steering_note"}) is None
-    assert misspelt_key({"vllm_xargs": {"steering_note": 1}}, {"steering_note"}) == "vllm_xargs.steering_note"
+    assert steering_key({"steering_note": 1}, {"steering_note"}) is None
+    assert steering_key({"vllm_xargs": {"steering_note": 1}}, {"steering_note"}) == "vllm_xargs.steering_note"
 
 
 def test_every_field_of_vllm_passes() -> None:
     """Names that OpenAI clients send must not look like a slip of the pen."""
     for name in ("prompt_logprobs", "response_format", "reasoning_effort", "stop_token_ids", "structured_outputs"):
-        assert misspelt_key({name: 1}, ()) is None
+        assert steering_key({name: 1}, ()) is None
 
 
 def test_schema_shows_the_field() -> None:
@@ -196,5 +196,5 @@ def test_any_value_is_understood_or_refused_with_a_code(value: Any) -> None:
 
 @given(st.dictionaries(st.text(max_size=20), json_values, max_size=4))
 def test_any_body_is_checked_without_an_exception(body: dict[str, Any]) -> None:
-    name = misspelt_key(body, ())
+    name = steering_key(body, ())
     assert name is None or isinstance(name, str)

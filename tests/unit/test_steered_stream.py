@@ -38,7 +38,7 @@ class Rig:
     """A service with two profiles, an endpoint that answers with given chunks, and workers that report counts."""
 
     def __init__(self, profiles: list[Profile]) -> None:
-        self.processor = SimpleNamespace(process_outputs=lambda engine_core_outputs: None)
+        self.processor = SimpleNamespace(process_outputs=lambda engine_core_outputs: None, request_states={})
         self.receipts = Receipts()
         self.receipts.attach(SimpleNamespace(output_processor=self.processor))
         engine: Any = SimpleNamespace(receipts=self.receipts)
@@ -52,6 +52,7 @@ class Rig:
 
     def report(self) -> None:
         """What arrives from the workers while the engine runs."""
+        self.processor.request_states.update(self.counts)
         for steering in self.request._seen:
             for request_id, counts in self.counts.items() if steering else ():
                 headers = {TOKENS_HEADER: f"{steering.request_id}:{counts}"}
