@@ -1,0 +1,267 @@
+"""Real servers for the tests: each is started once, in its own process group, and always stopped.
+
+Tests reach everything here through fixtures, because modules imported in importlib mode cannot import each other.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from artifacts.bundle import Bundle, load_bundle, write_bundle
+from artifacts.manifest import Intervention, Manifest, ModelIdentity, Scope
+
+LAB = Path(__file__).parents[1] / "artifacts" / "lab"
+TARGET = LAB / "models" / "target"
+HIDDEN_SIZE, NUM_LAYERS = 128, 6
+# About a third of the lab model's residual norm: changes every distribution, and leaves text a text.
+WRITE_NORM = 150.0
+START_TIMEOUT_S, STOP_TIMEOUT_S, REQUEST_TIMEOUT_S = 400, 30, 120
+# The smallest block that vLLM's CPU attention takes; whole distributions, so that tests can compare them.
+ENGINE_FLAGS = (
+    *("--served-model-name", "lab", "--dtype", "float32", "--max-model-len", "512", "--block-size", "32"),
+    *("--max-logprobs", "640", "--enable-prompt-tokens-details"),
+)
+_LOG_TAIL_LINES = 40
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server and an HTTP client for it."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    client: httpx.Client
+
+    def post(self, path: str, body: Any) -> httpx.Response:
+        """POST a JSON body, or bytes as they are."""
+        if isinstance(body, bytes):
+            return self.client.post(path, content=body, headers={"content-type": "application/json"})
+        return self.client.post(path, json=body)
+
+    def complete(self, prompt: Any, **fields: Any) -> dict[str, Any]:
+        """Greedy text completion that must succeed; `prompt` is text, token ids or a list of those."""
+        body = {"model": "lab", "prompt": prompt, "temperature": 0, "return_token_ids": True, **fields}
+        return self._json("/v1/completions", body)
+
+    def chat(self, text: str, **fields: Any) -> dict[str, Any]:
+        """Greedy answer to one user message; must succeed."""
+        messages = [{"role": "user", "content": text}]
+        return self._json("/v1/chat/completions", {"model": "lab", "messages": messages, "temperature": 0, **fields})
+
+    def _json(self, path: str, body: Any) -> dict[str, Any]:
+        response = self.post(path, body)
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def stream(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """Chunks of a streamed answer; it must end with [DONE]."""
+        usage = {"include_usage": True}
+        lines = []
+        with self.client.stream("POST", path, json={**body, "stream": True, "stream_options": usage}) as response:
+            assert response.status_code == 200, response.read()
+            lines = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
+        assert lines[-1] == "[DONE]"
+        return [json.loads(line) for line in lines[:-1]]
+
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any], workers: int = 32) -> list[Any]:
+        """Apply a function that makes requests to every item, all at the same time."""
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(function, items))
+
+    def metric(self, name: str) -> float:
+        """Sum of one Prometheus series over its labels; 0 when it has not been counted yet."""
+        text = self.client.get("/metrics").text
+        return sum(float(value) for value in re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
+
+    def steering_status(self) -> list[dict[str, Any]]:
+        """What the workers say about themselves."""
+        workers: list[dict[str, Any]] = self.client.get("/v1/steering/status").json()["workers"]
+        return workers
+
+
+def _free_port() -> int:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
+
+
+def _wait_until_ready(server: Server) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            pytest.fail(f"the server ended with {server.process.returncode} at start:\n{_tail(server.log)}")
+        with contextlib.suppress(httpx.TransportError):
+            if server.client.get("/health").status_code == 200:
+                return
+        time.sleep(0.5)
+    pytest.fail(f"the server was not ready within {START_TIMEOUT_S} s:\n{_tail(server.log)}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask the server to stop, then end whatever is left of its process group."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_TIMEOUT_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(STOP_TIMEOUT_S)
+
+
+@contextlib.contextmanager
+def _running(command: Sequence[str], environment: dict[str, str], log: Path) -> Iterator[Server]:
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *command, "--host", "127.0.0.1", "--port", str(port)],
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,
+        )
+    limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
+    try:
+        # A request must not meet a proxy of the machine it runs on.
+        with httpx.Client(base_url=url, timeout=REQUEST_TIMEOUT_S, limits=limits, trust_env=False) as client:
+            server = Server(url, process, log, client)
+            _wait_until_ready(server)
+            yield server
+    finally:
+        _stop(process)
+
+
+@pytest.fixture(scope="session")
+def vllm_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment of a vLLM process: two cores, no network, caches that every server of the session shares."""
+    return os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CACHE_ROOT": str(tmp_path_factory.mktemp("vllm-cache")),
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+
+
+@pytest.fixture(scope="session")
+def target() -> Path:
+    """Folder of the model that every server serves as `lab`."""
+    return TARGET
+
+
+@pytest.fixture(scope="session")
+def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Write a bundle of random vectors for the lab model; keyword arguments replace parts of its manifest."""
+
+    def make(name: str, layers: Sequence[int], seed: int, **changes: Any) -> Path:
+        generator = torch.Generator().manual_seed(seed)
+        hidden_size = changes["target"].hidden_size if "target" in changes else HIDDEN_SIZE
+        names = [f"runtime.{layer}.{layers[:index].count(layer)}.write" for index, layer in enumerate(layers)]
+        rows = torch.nn.functional.normalize(torch.randn(len(layers), hidden_size, generator=generator)) * WRITE_NORM
+        manifest = {
+            "name": name,
+            "target": ModelIdentity(
+                id="lab-target", architecture="LlamaForCausalLM", hidden_size=hidden_size, num_layers=NUM_LAYERS
+            ),
+            "interventions": tuple(
+                Intervention(layer=layer, kind="add", write=tensor) for layer, tensor in zip(layers, names, strict=True)
+            ),
+            "recommended_strength": 1.0,
+            "maximum_strength": 4.0,
+            "scope": Scope.ALL,
+        }
+        path = tmp_path_factory.mktemp(name) / f"{name}.safetensors"
+        write_bundle(path, Manifest(**(manifest | changes)), dict(zip(names, rows, strict=True)))
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bundle_files(make_bundle: Callable[..., Path]) -> dict[str, Path]:
+    """The profiles that the servers know: the shipped one, and random ones at the ends and between, one twice."""
+    return {
+        "careful": LAB / "careful.safetensors",
+        "early": make_bundle("early", [0, 2], 1),
+        "late": make_bundle("late", [3, 5], 2),
+        "every": make_bundle("every", list(range(NUM_LAYERS)), 3, recommended_strength=0.5),
+        "double": make_bundle("double", [1, 4, 4], 4, scope=Scope.RESPONSE),
+    }
+
+
+@pytest.fixture(scope="session")
+def bundles(bundle_files: dict[str, Path]) -> dict[str, Bundle]:
+    """The same, loaded."""
+    return {name: load_bundle(path) for name, path in bundle_files.items()}
+
+
+@pytest.fixture(scope="session")
+def start_server(
+    vllm_environment: dict[str, str], bundle_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., contextlib.AbstractContextManager[Server]]:
+    """Start `expertsteer serve` with every test bundle and further flags; a context manager."""
+
+    def start(name: str, *flags: str, **environment: str) -> contextlib.AbstractContextManager[Server]:
+        bundle_flags = ["--steering-bundle", *map(str, bundle_files.values())]
+        command = ["-m", "server.cli", "serve", str(TARGET), *ENGINE_FLAGS, *bundle_flags, *flags]
+        log = tmp_path_factory.mktemp("logs") / f"{name}.log"
+        return _running(command, vllm_environment | environment, log)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def eager(start_server: Callable[..., contextlib.AbstractContextManager[Server]]) -> Iterator[Server]:
+    """The steering server without compilation, with room for every request."""
+    with start_server("eager", "--enforce-eager", "--max-num-seqs", "40") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def compiled(start_server: Callable[..., contextlib.AbstractContextManager[Server]]) -> Iterator[Server]:
+    """The steering server compiled, and short of everything: prompts in chunks of 24 tokens, 20 blocks of KV cache."""
+    flags = ("--max-num-seqs", "8", "--max-num-batched-tokens", "24", "--num-gpu-blocks-override", "20")
+    with start_server("compiled", *flags) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def plain(vllm_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """vLLM's own server without this package's options, otherwise like `eager`."""
+    log = tmp_path_factory.mktemp("logs") / "plain.log"
+    command = ["-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(TARGET), *ENGINE_FLAGS]
+    with _running([*command, "--enforce-eager", "--max-num-seqs", "40"], vllm_environment, log) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def text_tokens() -> list[int]:
+    """Token ids of a long stretch of the lab's neutral text, for prompts of any length."""
+    from transformers import AutoTokenizer
+
+    lines = (LAB / "data" / "neutral.jsonl").read_text().splitlines()[:200]
+    tokenizer = AutoTokenizer.from_pretrained(TARGET)
+    ids: list[int] = tokenizer(" ".join(json.loads(line)["text"] for line in lines), add_special_tokens=False).input_ids
+    return ids
