@@ -32,12 +32,12 @@ pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 # A CPU build that the machine's own pip configuration offers comes first, PyTorch's CPU index second. The exact local
 # version keeps pip from taking the CUDA build, which is several gigabytes larger.
 echo "setup: installing torch $torch_version"
-"${pip[@]}" install --quiet --no-deps "torch==$torch_version" 2>/dev/null ||
-  "${pip[@]}" install --quiet --no-deps "torch==$torch_version" --index-url "$torch_cpu_index" ||
+"${pip[@]}" install -qq --no-deps "torch==$torch_version" 2>/dev/null ||
+  "${pip[@]}" install -qq --no-deps "torch==$torch_version" --index-url "$torch_cpu_index" ||
   fail "torch $torch_version was found neither in pip's configured places nor at $torch_cpu_index."
 
 echo "setup: installing the locked packages"
-"${pip[@]}" install --quiet --no-deps --requirement deploy/requirements/cpu.lock ||
+"${pip[@]}" install -qq --no-deps --requirement deploy/requirements/cpu.lock ||
   fail "A locked package could not be installed; the message above says which."
-"${pip[@]}" install --quiet --no-deps --no-build-isolation --editable .
+"${pip[@]}" install -qq --no-deps --no-build-isolation --editable .
 echo "setup: done"

@@ -127,7 +127,10 @@ class ProfileTable:
                 raise ValueError(
                     f"Two bundles are named {profile.name!r}; rename one with --steering-bundle NAME=FILE."
                 )
-            _check_capacity(profile.layers)
+            try:
+                _check_capacity(profile.layers)
+            except SteeringRequestError as error:
+                raise ValueError(f"Profile {profile.name!r} cannot be served: {error}") from None
             self._profiles[profile.name] = profile
 
     def __iter__(self) -> Iterator[Profile]:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from steering_kernels.native import has_kernel, steer_cpu_
 from steering_kernels.reference import steer_reference_
 
 # Part of vLLM's compile-cache key: raise it whenever the schema or the meaning of an operator changes.
@@ -12,8 +13,8 @@ _library = torch.library.Library("expertsteer", "DEF")
 _library.define(
     "steer_(Tensor(a!) hidden, Tensor pool, Tensor write_rows, Tensor scales, Tensor slot_ids, Tensor strengths) -> ()"
 )
-for _device in ("CPU", "CUDA"):
-    _library.impl("steer_", steer_reference_, _device)
+_library.impl("steer_", steer_cpu_, "CPU")
+_library.impl("steer_", steer_reference_, "CUDA")
 
 
 def _steer_fake(
@@ -37,6 +38,11 @@ def steer_(
     """
     _check(hidden, pool, write_rows, scales, slot_ids, strengths)
     torch.ops.expertsteer.steer_(hidden, pool, write_rows, scales, slot_ids, strengths)
+
+
+def backend(device_type: str, dtype: torch.dtype) -> str:
+    """Name of the backend that runs for a residual stream on "cpu" or "cuda": `cpu` or `reference`."""
+    return "cpu" if device_type == "cpu" and has_kernel(dtype) else "reference"
 
 
 def _check(

@@ -44,28 +44,14 @@ def _steer_on_device_(
 def _steer_on_host_(
     hidden: Tensor, pool: Tensor, write_rows: Tensor, scales: Tensor, slots: Tensor, strengths: Tensor
 ) -> None:
-    """Looking at the data is free here and calls are not: leave early, and touch steered rows only."""
-    if slots.numel() == 0 or slots.max().item() < 0:
-        return
+    """Looking at the data is free here: leave early, and touch steered rows only."""
     rows = write_rows.index_select(0, slots.clamp_min(0))
-    # Negative for tokens without a slot and for slots without a row at this layer.
-    last_row = torch.minimum(rows.amax(1), slots)
-    lowest, highest = (bound.item() for bound in last_row.aminmax())
-    if highest < 0:
+    active = (rows >= 0) & (slots >= 0)[:, None]
+    tokens = active.any(1).nonzero().squeeze(1)
+    if tokens.numel() == 0:
         return
-    steered, tokens = hidden, None
-    if lowest < 0:
-        tokens = (last_row >= 0).nonzero().squeeze(1)
-        steered, rows, slots, strengths = (x.index_select(0, tokens) for x in (hidden, rows, slots, strengths))
-    steered = steered.float()
-    factors = strengths[:, None] * scales.index_select(0, slots)
-    used_ops = [op for op, row in enumerate(rows.amax(0).tolist()) if row >= 0]
-    if len(used_ops) > 1:
-        factors.masked_fill_(rows < 0, 0.0)
-        rows = rows.clamp_min(0)
-    for op in used_ops:
+    steered, rows, active = hidden[tokens].float(), rows[tokens].clamp_min(0), active[tokens]
+    factors = torch.where(active, strengths[tokens, None] * scales[slots[tokens]], 0.0)
+    for op in active.any(0).nonzero().squeeze(1).tolist():
         steered.addcmul_(factors[:, op, None], pool.index_select(0, rows[:, op]).float())
-    if tokens is None:
-        hidden.copy_(steered)
-    else:
-        hidden.index_copy_(0, tokens, steered.to(hidden.dtype))
+    hidden[tokens] = steered.to(hidden.dtype)

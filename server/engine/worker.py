@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from server.engine.runner import SteeringRunner, steer_runner
+from steering_kernels import backend
 
 
 class SteeringWorker:
@@ -65,5 +66,5 @@ class SteeringWorker:
             "slots_total": runner.slot_table.write_rows.shape[1],
             "requests": len(runner.plans),
             "layers": runner.slot_table.write_rows.shape[0],
-            "backend": "reference",
+            "backend": backend(runner.row_pool.rows.device.type, runner.row_pool.rows.dtype),
         }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from steering_kernels import steer_
-from steering_kernels.reference import _steer_on_device_
+from steering_kernels.reference import _steer_on_device_, steer_reference_
 
 NUM_TOKENS, HIDDEN_SIZE, NUM_ROWS, NUM_SLOTS, MAX_OPS = 24, 40, 9, 24, 3
 Steer = Callable[..., None]
@@ -33,7 +33,7 @@ def device_body_(
     _steer_on_device_(hidden, pool, write_rows, scales, slot_ids[:num_tokens], strengths[:num_tokens])
 
 
-each_body = pytest.mark.parametrize("steer", [steer_, device_body_], ids=["op", "device-body"])
+each_body = pytest.mark.parametrize("steer", [steer_, steer_reference_, device_body_], ids=["op", "host", "device"])
 
 
 def popularity(kind: str, generator: torch.Generator) -> Tensor:

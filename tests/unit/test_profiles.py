@@ -121,7 +121,7 @@ def test_too_many_interventions_at_one_layer(table: ProfileTable) -> None:
     assert MAX_OPS == 4
     error = refusal(table, {"name": "careful"}, {"name": "wide"})
     assert error.code == ErrorCode.TOO_MANY
-    assert "make 5 interventions at layer 3; at most 4 fit" in str(error)
+    assert "5 interventions at layer 3; at most 4 fit" in str(error)
     # What is off takes no room.
     table.resolve([ProfileRef(name="careful", strength=0.0), ProfileRef(name="wide")])
 
@@ -129,3 +129,8 @@ def test_too_many_interventions_at_one_layer(table: ProfileTable) -> None:
 def test_two_profiles_of_one_name(careful: Profile) -> None:
     with pytest.raises(ValueError, match=r"Two bundles are named 'careful'; rename one with --steering-bundle"):
         ProfileTable([careful, careful])
+
+
+def test_a_bundle_that_fits_no_slot_is_refused_at_start(make_profile: Callable[..., Profile]) -> None:
+    with pytest.raises(ValueError, match="'wide' cannot be served: There are 5 interventions at layer 3; at most 4"):
+        ProfileTable([make_profile("wide", (3,) * 5)])
