@@ -1,4 +1,4 @@
-"""Paired ratios with bootstrap confidence intervals."""
+"""Ratios paired by round, over several starts of the engines, with bootstrap confidence intervals."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 _RESAMPLES = 4000
 
 Array = NDArray[np.float64]
+# Takes the times of two modes in one start, each [num_rounds, ...], and gives one ratio.
+Ratio = Callable[[Array, Array], float]
 
 
 class Timed(Protocol):
@@ -38,12 +40,12 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Samples:
-    """Times of one mode, by round; samples of two modes are paired by round.
+    """Times of one mode; samples of two modes are paired by start and round.
 
     Attributes:
-        turns: [num_rounds, turns_per_round], seconds per batch.
-        cpu: [num_rounds, turns_per_round], processor seconds per batch.
-        steps: [num_rounds, decode_steps_per_round], seconds.
+        turns: [num_starts, num_rounds, turns_per_round], seconds per batch.
+        cpu: [num_starts, num_rounds, turns_per_round], processor seconds per batch.
+        steps: [num_starts, num_rounds, decode_steps_per_round], seconds.
     """
 
     turns: Array
@@ -51,29 +53,29 @@ class Samples:
     steps: Array
 
     @staticmethod
-    def of(rounds: Sequence[Sequence[Timed]]) -> "Samples":
-        """Samples from rounds of equally many turns."""
+    def of(starts: Sequence[Sequence[Sequence[Timed]]]) -> "Samples":
+        """Samples from starts of equally many rounds of equally many turns."""
         return Samples(
-            np.array([[turn.seconds for turn in turns] for turns in rounds]),
-            np.array([[turn.cpu_seconds for turn in turns] for turns in rounds]),
-            np.array([[second for turn in turns for second in turn.decode_seconds] for turns in rounds]),
+            np.array([[[turn.seconds for turn in turns] for turns in rounds] for rounds in starts]),
+            np.array([[[turn.cpu_seconds for turn in turns] for turns in rounds] for rounds in starts]),
+            np.array([[[s for turn in turns for s in turn.decode_seconds] for turns in rounds] for rounds in starts]),
         )
 
     def seconds_over(self, other: "Samples") -> Interval:
         """Median over rounds of this one's seconds / the other's."""
-        return _median_ratio(self.turns, other.turns)
+        return _bootstrap(self.turns, other.turns, _median_ratio)
 
     def cpu_seconds_over(self, other: "Samples") -> Interval:
         """Median over rounds of this one's processor seconds / the other's."""
-        return _median_ratio(self.cpu, other.cpu)
+        return _bootstrap(self.cpu, other.cpu, _median_ratio)
 
     def step_percentile_over(self, other: "Samples", percentile: float) -> Interval:
-        """Ratio of the percentiles of all decode steps; whole rounds are resampled, of both in the same way."""
+        """Ratio of the percentiles of all decode steps."""
 
-        def ratio(rounds: NDArray[np.intp]) -> float:
-            return float(np.percentile(self.steps[rounds], percentile) / np.percentile(other.steps[rounds], percentile))
+        def ratio(ours: Array, theirs: Array) -> float:
+            return float(np.percentile(ours, percentile) / np.percentile(theirs, percentile))
 
-        return _bootstrap(len(self.steps), ratio)
+        return _bootstrap(self.steps, other.steps, ratio)
 
     def step_percentile(self, percentile: float) -> float:
         """Percentile of the seconds of a decode step."""
@@ -84,13 +86,30 @@ class Samples:
         return float(np.percentile(self.turns, percentile))
 
 
-def _median_ratio(ours: Array, theirs: Array) -> Interval:
-    ratios = ours.sum(1) / theirs.sum(1)
-    return _bootstrap(len(ratios), lambda rounds: float(np.median(ratios[rounds])))
+def _median_ratio(ours: Array, theirs: Array) -> float:
+    return float(np.median(ours.sum(1) / theirs.sum(1)))
 
 
-def _bootstrap(num_rounds: int, estimator: Callable[[NDArray[np.intp]], float]) -> Interval:
-    """Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13: percentile interval."""
-    draws = np.random.default_rng(0).integers(num_rounds, size=(_RESAMPLES, num_rounds))
-    low, high = np.percentile([estimator(rounds) for rounds in draws], [2.5, 97.5])
-    return Interval(estimator(np.arange(num_rounds)), float(low), float(high))
+def _bootstrap(ours: Array, theirs: Array, ratio: Ratio) -> Interval:
+    """Geometric mean over starts of a ratio within each start.
+
+    Resamples starts and, within each, rounds: two processes that run the same code differ by a few percent for as long
+    as they live, so rounds of one start are not independent. Starts are drawn among those of the same starting order,
+    of which each is every second one. (Percentile interval: Efron & Tibshirani, An Introduction to the Bootstrap, 1993,
+    chapter 13.)
+    """
+    num_starts, num_rounds = ours.shape[:2]
+    rng = np.random.default_rng(0)
+
+    def mean(starts: Sequence[int], rounds: Sequence[NDArray[np.int64]]) -> float:
+        logs = [np.log(ratio(ours[s, r], theirs[s, r])) for s, r in zip(starts, rounds, strict=True)]
+        return float(np.exp(np.mean(logs)))
+
+    def draw() -> float:
+        starts = [int(rng.choice(range(start % 2, num_starts, 2))) for start in range(num_starts)]
+        return mean(starts, [rng.integers(num_rounds, size=num_rounds) for _ in starts])
+
+    low, high = np.percentile([draw() for _ in range(_RESAMPLES)], [2.5, 97.5])
+    return Interval(
+        mean(range(num_starts), [np.arange(num_rounds, dtype=np.int64)] * num_starts), float(low), float(high)
+    )
