@@ -88,7 +88,7 @@ class Engine:
     """Context manager around the process of one engine.
 
     Attributes:
-        about: device and versions, as the engine sees them.
+        about: device, versions and steering kernel, as the engine sees them.
     """
 
     def __init__(self, model: Path, log: Path, workload: Workload, *, steering: bool, eager: bool) -> None:
@@ -143,7 +143,7 @@ def _serve(connection: Connection, model: Path, log: Path, workload: Workload, s
     os.dup2(descriptor, 2)
     try:
         engine = _start(model, workload, steering, eager)
-        connection.send(_about())
+        connection.send(_about(engine, steering))
         with suppress(EOFError):
             while True:
                 mode, seed = connection.recv()
@@ -200,7 +200,7 @@ def _load_bundles(engine: Any, count: int) -> None:
         engine.collective_rpc("steering_load", args=(f"bench:{index}", layers, rows.tobytes()))
 
 
-def _about() -> dict[str, str]:
+def _about(engine: Any, steering: bool) -> dict[str, str]:
     import platform
     from importlib.metadata import version
 
@@ -214,7 +214,10 @@ def _about() -> dict[str, str]:
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         device = f"{names[0] if names else platform.machine()}, {os.environ['OMP_NUM_THREADS']} cores"
     packages = f"vLLM {vllm.__version__}, torch {torch.__version__}, expertsteer {version('expertsteer')}"
-    return {"device": device, "versions": f"{packages}, Python {platform.python_version()}"}
+    about = {"device": device, "versions": f"{packages}, Python {platform.python_version()}"}
+    if steering:
+        about["kernel"] = engine.collective_rpc("steering_status")[0]["backend"]
+    return about
 
 
 def _turn(engine: Any, workload: Workload, mode: Mode, seed: int) -> Turn:

@@ -184,7 +184,7 @@ def _measure(
                     log = folder / f"{'steering' if steering else 'plain'}.log"
                     engine = Engine(model, log, workload, steering=steering, eager=args.eager)
                     engines[steering] = stack.enter_context(engine)
-                    about = engine.about
+                about = engines[True].about
                 rounds = []
                 for _ in range(WARM_UP_ROUNDS + args.rounds):
                     rounds.append(_round(engines, order))

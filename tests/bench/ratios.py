@@ -101,15 +101,13 @@ def _bootstrap(ours: Array, theirs: Array, ratio: Ratio) -> Interval:
     num_starts, num_rounds = ours.shape[:2]
     rng = np.random.default_rng(0)
 
-    def mean(starts: Sequence[int], rounds: Sequence[NDArray[np.int64]]) -> float:
+    def mean(starts: Sequence[int], rounds: NDArray[np.int64]) -> float:
         logs = [np.log(ratio(ours[s, r], theirs[s, r])) for s, r in zip(starts, rounds, strict=True)]
         return float(np.exp(np.mean(logs)))
 
     def draw() -> float:
         starts = [int(rng.choice(range(start % 2, num_starts, 2))) for start in range(num_starts)]
-        return mean(starts, [rng.integers(num_rounds, size=num_rounds) for _ in starts])
+        return mean(starts, rng.integers(num_rounds, size=(num_starts, num_rounds)))
 
     low, high = np.percentile([draw() for _ in range(_RESAMPLES)], [2.5, 97.5])
-    return Interval(
-        mean(range(num_starts), [np.arange(num_rounds, dtype=np.int64)] * num_starts), float(low), float(high)
-    )
+    return Interval(mean(range(num_starts), np.tile(np.arange(num_rounds), (num_starts, 1))), float(low), float(high))
