@@ -5,8 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from artifacts.aligner.affine import AffineMap
 from artifacts.aligner.axes import PrincipalAxes
-from artifacts.aligner.ridge import RidgeMap, fit_ridge, r_squared
+from artifacts.aligner.ridge import fit_ridge, r_squared
 
 # Wider outputs are sketched to this width for the permutations only. A Gaussian sketch keeps squared norms in
 # expectation (Johnson and Lindenstrauss), so the ratio of sums in R^2 stays the same up to a few percent.
@@ -27,7 +28,7 @@ class AlignmentQuality(NamedTuple):
 
 
 def alignment_quality(
-    aligner: RidgeMap,
+    aligner: AffineMap,
     axes: PrincipalAxes,
     outputs: Tensor,
     held_inputs: Tensor,

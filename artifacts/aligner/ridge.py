@@ -1,48 +1,15 @@
 """Ridge aligner: an affine map between the residual streams of two models, fitted on the same texts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from artifacts.aligner.affine import AffineMap
 from artifacts.aligner.axes import PrincipalAxes
 
 
-@dataclass(frozen=True)
-class RidgeMap:
-    """Affine map y = (x - input_mean) @ basis @ coefficients + output_mean, kept in factors.
-
-    Attributes:
-        input_mean: [input_size].
-        output_mean: [output_size].
-        basis: [input_size, rank], orthonormal columns.
-        coefficients: [rank, output_size].
-    """
-
-    input_mean: Tensor
-    output_mean: Tensor
-    basis: Tensor
-    coefficients: Tensor
-
-    def states(self, states: Tensor) -> Tensor:
-        """Map states [..., input_size] to [..., output_size]."""
-        return (states.to(self.basis.dtype) - self.input_mean) @ self.basis @ self.coefficients + self.output_mean
-
-    def direction(self, direction: Tensor) -> Tensor:
-        """Map a direction [..., input_size]. The means play no part: a difference of states has no bias."""
-        return direction.to(self.basis.dtype) @ self.basis @ self.coefficients
-
-    def weight(self) -> Tensor:
-        """The map as a linear layer's weight, [output_size, input_size]."""
-        return (self.basis @ self.coefficients).T.contiguous()
-
-    def bias(self) -> Tensor:
-        """The map as a linear layer's bias, [output_size]."""
-        return self.output_mean - self.direction(self.input_mean)
-
-
-def fit_ridge(axes: PrincipalAxes, outputs: Tensor, regularisation: float) -> RidgeMap:
+def fit_ridge(axes: PrincipalAxes, outputs: Tensor, regularisation: float) -> AffineMap:
     """Closed-form ridge regression from the decomposed inputs to the outputs.
 
     Solves min ||Yc - Xc W||^2 + lambda ||W||^2 with lambda = regularisation * mean squared singular value, so the
@@ -56,7 +23,7 @@ def fit_ridge(axes: PrincipalAxes, outputs: Tensor, regularisation: float) -> Ri
     targets = outputs.double()
     output_mean = targets.mean(0)
     projected = axes.left.T @ (targets - output_mean)
-    return RidgeMap(axes.mean, output_mean, axes.basis, _shrinkage(axes, regularisation)[:, None] * projected)
+    return AffineMap(axes.mean, output_mean, axes.basis, _shrinkage(axes, regularisation)[:, None] * projected)
 
 
 def choose_regularisation(

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from artifacts.aligner.affine import AffineMap
 from artifacts.aligner.axes import principal_axes
 from artifacts.aligner.quality import AlignmentQuality, alignment_quality
-from artifacts.aligner.ridge import RidgeMap, choose_regularisation, fit_ridge
+from artifacts.aligner.ridge import choose_regularisation, fit_ridge
 from artifacts.jobs.build import Build
 from artifacts.jobs.capture import store
 from artifacts.jobs.data import GroupSplit
@@ -73,7 +74,7 @@ def run(build: Build) -> None:
 
 def align_layer(
     build: Build, inputs: StateStore, outputs: StateStore, layer: int, targets: tuple[int, ...], split: GroupSplit
-) -> dict[int, tuple[RidgeMap, AlignScore]]:
+) -> dict[int, tuple[AffineMap, AlignScore]]:
     """Fit and measure the aligners from one layer of `inputs` to each layer of `outputs` in `targets`.
 
     The regularisation is chosen on one part of the groups; the aligner is then fitted on that part too, and its R^2 is
@@ -106,17 +107,17 @@ def align_layer(
     return found
 
 
-def reverse_aligner(build: Build, expert: int, target: int) -> RidgeMap:
+def reverse_aligner(build: Build, expert: int, target: int) -> AffineMap:
     """The decoder of a pair: the ridge map from the target's states back to the expert's, fitted in the same way."""
     split = build.mapping_split
     inputs, outputs = store(build, "target", "mapping"), store(build, "expert", "mapping")
     return align_layer(build, inputs, outputs, target, (expert,), split)[expert][0]
 
 
-def load_aligner(build: Build, expert: int, target: int) -> RidgeMap:
+def load_aligner(build: Build, expert: int, target: int) -> AffineMap:
     """The aligner of a pair, float32."""
     tensors = read_tensors(_encoder_path(build.directory(NAME), expert))
-    return RidgeMap(
+    return AffineMap(
         tensors["input_mean"], tensors[f"output_mean.{target}"], tensors["basis"], tensors[f"coefficients.{target}"]
     )
 
