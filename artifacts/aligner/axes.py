@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 
+import scipy.linalg
 import torch
 from torch import Tensor
+
+from artifacts.vectors.refusal import require_finite
 
 # Largest side for which an exact eigendecomposition is cheap: 2048 x 2048 doubles, some seconds on one core.
 EXACT_SIDE = 2048
@@ -32,7 +35,7 @@ class PrincipalAxes:
         return self.scales.numel()
 
 
-def principal_axes(states: Tensor, max_rank: int, seed: int = 0) -> PrincipalAxes:
+def principal_axes(states: Tensor, max_rank: int, seed: int = 0, name: str = "states") -> PrincipalAxes:
     """Singular value decomposition of centred states through their smaller side.
 
     Exact while min(num_rows, width) <= 2048 (the Gram or the covariance matrix, whichever is smaller); above it the
@@ -42,12 +45,14 @@ def principal_axes(states: Tensor, max_rank: int, seed: int = 0) -> PrincipalAxe
         states: [num_rows, width], any float dtype.
         max_rank: keep at most this many axes.
         seed: of the randomised method.
+        name: of the states, for messages.
 
     Raises:
-        ValueError: fewer than two rows, or all rows equal.
+        ValueError: fewer than two rows, rows that are not finite, or all rows equal.
     """
     if states.shape[0] < 2:
         raise ValueError(f"{states.shape[0]} row(s) have no principal axes; at least 2 are needed")
+    require_finite(states, name)
     rows = states.double()
     mean = rows.mean(0)
     centred = rows - mean
@@ -55,7 +60,7 @@ def principal_axes(states: Tensor, max_rank: int, seed: int = 0) -> PrincipalAxe
     keep = scales > scales[:1] * RELATIVE_FLOOR**0.5
     basis, scales = basis[:, keep][:, :max_rank], scales[keep][:max_rank]
     if scales.numel() == 0:
-        raise ValueError(f"all {states.shape[0]} rows are equal, so they have no principal axes")
+        raise ValueError(f"{name}: all {states.shape[0]} rows are equal, so they have no principal axes")
     return PrincipalAxes(mean, basis, scales, centred @ basis / scales)
 
 
@@ -67,9 +72,21 @@ def _axes(centred: Tensor, max_rank: int, seed: int) -> tuple[Tensor, Tensor]:
             _, scales, basis = torch.svd_lowrank(centred, q=min(max_rank, num_rows, width), niter=4)
         return basis, scales
     if width <= num_rows:
-        values, vectors = torch.linalg.eigh(centred.T @ centred)
-        return vectors.flip(1), values.flip(0).clamp_min(0).sqrt()
-    values, vectors = torch.linalg.eigh(centred @ centred.T)
-    scales = values.flip(0).clamp_min(0).sqrt()
+        values, vectors = _largest(centred.T @ centred, max_rank)
+        return vectors, values.sqrt()
+    values, vectors = _largest(centred @ centred.T, max_rank)
+    scales = values.sqrt()
     # Rows of the data carry the axes: basis = X^T U / s. The floor keeps empty axes finite until they are cut.
-    return centred.T @ vectors.flip(1) / scales.clamp_min(scales[0] * 1e-12 + 1e-300), scales
+    return centred.T @ vectors / scales.clamp_min(scales[0] * 1e-12 + 1e-300), scales
+
+
+def _largest(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Up to `count` largest eigenvalues, none below 0, and eigenvectors of a symmetric matrix, largest first."""
+    side = len(matrix)
+    if matrix.is_cuda or 2 * count > side:
+        values, vectors = torch.linalg.eigh(matrix)
+    else:
+        # LAPACK finds a few eigenvectors in a third of the time of all of them.
+        found = scipy.linalg.eigh(matrix.numpy(), subset_by_index=[side - count, side - 1])
+        values, vectors = (torch.from_numpy(each.copy()) for each in found)
+    return values.flip(0)[:count].clamp_min(0), vectors.flip(1)[:, :count]

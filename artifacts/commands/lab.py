@@ -5,7 +5,10 @@ import sys
 import time
 from pathlib import Path
 
-HELP = "Train the lab's tiny expert and target models, or write their data files."
+from artifacts.lab.study import command as study
+from artifacts.lab.table import command as table
+
+HELP = "Train the lab's tiny expert and target models, measure what steers them, or write their data files."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,22 +26,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         train.add_argument(f"--steps-{name}", type=_positive, metavar="N", help=f"training steps of the {name}")
         train.add_argument(f"--seed-{name}", type=_non_negative, metavar="N", help=f"seed of the {name}")
 
+    table.add_parser(actions)
+    study.add_parser(actions)
     data = actions.add_parser("data", help="write the data files of the build job and of the tests")
     data.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the JSONL files go")
 
 
 def run(args: argparse.Namespace) -> int:
     try:
-        return _write_data(args.out) if args.action == "data" else _train(args)
+        return _RUN[args.action](args)
     except OSError as error:
         print(f"expertsteer lab {args.action}: {error}", file=sys.stderr)
         return 1
 
 
-def _write_data(out: Path) -> int:
+def _write_data(args: argparse.Namespace) -> int:
     from artifacts.lab.dataset import write_dataset
 
-    for path in write_dataset(out):
+    for path in write_dataset(args.out):
         print(f"{path}: {path.stat().st_size} bytes")
     return 0
 
@@ -88,6 +93,9 @@ def _gate(out: Path) -> int:
         print(f"expertsteer lab train: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+_RUN = {"train": _train, "table": table.run, "labels": study.run, "data": _write_data}
 
 
 def _positive(text: str) -> int:

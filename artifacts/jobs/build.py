@@ -4,13 +4,33 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from torch import Tensor
+
 from artifacts.jobs.config import BuildConfig, Layers, ModelSource
-from artifacts.jobs.contrast import CHOOSE_SHARE, HELD_SHARE, ContrastSplit, split_contrast
-from artifacts.jobs.data import ContrastRow, GroupSplit, NeutralRow, Question, Row, Text, read_rows, split_by_group
+from artifacts.jobs.contrast import CHOOSE_SHARE, HELD_SHARE, ContrastSplit, first_half, split_contrast
+from artifacts.jobs.data import (
+    ContrastRow,
+    GroupSplit,
+    NeutralRow,
+    Question,
+    RetentionRow,
+    Row,
+    Text,
+    content,
+    read_contrast,
+    read_rows,
+    refuse_shared_templates,
+    repeats,
+    shared_contents,
+    split_by_group,
+)
 from artifacts.jobs.errors import BuildError
 from artifacts.jobs.measure import Examination
 from artifacts.jobs.model import CausalModel, load_model
 from artifacts.jobs.source import FoundModel, find_model
+from artifacts.vectors.stability import group_numbers
+
+DATA_FILES = ("contrast", "mapping", "tune", "test", "neutral", "retention")
 
 
 @dataclass(frozen=True)
@@ -64,14 +84,14 @@ class Build:
         return _layers(self.config.layers.expert, self.expert_source.identity.num_layers, "layers.expert")
 
     @cached_property
-    def contrast(self) -> list[ContrastRow]:
-        """Rows of the contrast set that the direction is read from.
+    def _contrast_rows(self) -> list[ContrastRow]:
+        """Every contrast row of the chosen set.
 
         Raises:
             BuildError: no row of that set, or only one class.
         """
         wanted = self.config.data.contrast_set
-        rows = [row for row in self.rows("contrast", ContrastRow) if wanted is None or row.set == wanted]
+        rows = [row for row in read_contrast(self.data_path("contrast")) if wanted is None or row.set == wanted]
         labels = {row.label for row in rows}
         if labels != {0, 1}:
             raise BuildError(
@@ -81,52 +101,97 @@ class Build:
         return rows
 
     @cached_property
+    def contrast(self) -> list[ContrastRow]:
+        """Rows that the direction is read from."""
+        if not self._halved:
+            return self._contrast_rows
+        mapped = first_half(self._contrast_rows, self.config.seed)
+        return [row for row, taken in zip(self._contrast_rows, mapped, strict=True) if not taken]
+
+    @cached_property
     def contrast_split(self) -> ContrastSplit:
         """Parts of the contrast rows."""
         return split_contrast(self.contrast, self.config.seed)
+
+    @cached_property
+    def contrast_groups(self) -> Tensor:
+        """[num_contrast_rows], int64, equal for rows of one group; a row without a group is its own."""
+        return group_numbers([row.group if row.group is not None else content(row) for row in self.contrast])
+
+    @cached_property
+    def mapping(self) -> list[Text]:
+        """Texts that the aligner is fitted on; labels play no part."""
+        if self.config.align.prompts == "same":
+            return list(self._contrast_rows)
+        if self.config.data.mapping is not None:
+            return self.rows("mapping", Text)
+        mapped = first_half(self._contrast_rows, self.config.seed)
+        return [row for row, taken in zip(self._contrast_rows, mapped, strict=True) if taken]
 
     @cached_property
     def mapping_split(self) -> GroupSplit:
         """Parts of the mapping rows."""
         return split_by_group(self.mapping, CHOOSE_SHARE, HELD_SHARE, self.config.seed)
 
-    @cached_property
-    def mapping(self) -> list[Text]:
-        return self.rows("mapping", Text)
+    @property
+    def prompts_differ(self) -> bool:
+        """Whether the aligner and the direction are fitted on different texts."""
+        return shared_contents(self.mapping, self.contrast) == 0
+
+    @property
+    def _halved(self) -> bool:
+        """Whether the contrast rows have to serve for the aligner too."""
+        return self.config.data.mapping is None and self.config.align.prompts == "other"
 
     @cached_property
     def tuning(self) -> Examination:
         """The tuning split on the target model."""
-        return self._examination("tune")
+        neutral = [row for row in self.rows("neutral", NeutralRow) if row.split == "tune"]
+        retention = self.retention("tune")
+        return Examination(self.target, self.rows("tune", Question), neutral, self.config.batch_tokens, retention)
 
-    @cached_property
-    def testing(self) -> Examination:
-        """The test split on the target model."""
-        return self._examination("test")
+    def retention(self, split: str) -> list[RetentionRow]:
+        """Retention questions of one split; none without such a file."""
+        if self.config.data.retention is None:
+            return []
+        return [row for row in self.rows("retention", RetentionRow) if row.split == split]
 
-    def check_data(self) -> None:
+    @property
+    def data_files(self) -> dict[str, Path]:
+        """Every data file that the configuration names, by its key."""
+        paths = {name: getattr(self.config.data, name) for name in DATA_FILES}
+        return {name: self.root / path for name, path in paths.items() if path is not None}
+
+    def check_data(self) -> list[str]:
         """Read every data file, so that a wrong line is found before the models work for hours.
 
+        Returns:
+            What a user should know and may leave so: rows that repeat others.
+
         Raises:
-            BuildError: a file is wrong, or the neutral texts lack a split.
+            BuildError: a file is wrong, two splits share a template, or the neutral texts lack a split.
         """
-        for name, kind in (("mapping", Text), ("tune", Question), ("test", Question)):
-            self.rows(name, kind)
-        splits = {row.split for row in self.rows("neutral", NeutralRow)}
-        if splits != {"tune", "test"}:
-            raise BuildError(f"{self.data_path('neutral')} has split {sorted(splits)}; `tune` and `test` are needed")
+        questions = {name: self.rows(name, Question) for name in ("tune", "test")}
+        refuse_shared_templates(
+            {"fit": [*self.contrast, *self.mapping], "tune": questions["tune"], "test": questions["test"]}
+        )
+        self._check_splits("neutral", {row.split for row in self.rows("neutral", NeutralRow)})
+        if self.config.data.retention is not None:
+            self._check_splits("retention", {row.split for row in self.rows("retention", RetentionRow)})
         split_contrast(self.contrast, self.config.seed)
+        split_by_group(self.mapping, CHOOSE_SHARE, HELD_SHARE, self.config.seed)
+        again = repeats(self.mapping)
+        if not again:
+            return []
+        return [f"{len(again)} mapping rows repeat others, the first is {again[0].again.where}; each counts"]
+
+    def _check_splits(self, name: str, found: set[str]) -> None:
+        if found != {"tune", "test"}:
+            raise BuildError(f"{self.data_path(name)} has split {sorted(found)}; `tune` and `test` are needed")
 
     def rows(self, name: str, kind: type[Row]) -> list[Row]:
         """Rows of a data file by its key in the configuration."""
         return read_rows(self.data_path(name), kind)
-
-    def _examination(self, split: str) -> Examination:
-        neutral = [row for row in self.rows("neutral", NeutralRow) if row.split == split]
-        config = self.config
-        return Examination(
-            self.target, self.rows(split, Question), neutral, config.batch_tokens, config.tune.max_new_tokens
-        )
 
     def _load(self, source: ModelSource, found: FoundModel, random_seed: int | None = None) -> CausalModel:
         return load_model(source.model, found.directory, self.config.dtype, self.config.device, random_seed)

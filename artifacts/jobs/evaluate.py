@@ -1,82 +1,35 @@
-"""Step 6: the test split, once, with the controls that a steering figure is worth nothing without."""
+"""Step 9: the test split, once, against every control, as `expertsteer eval` would measure it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
 
-import torch
-from torch import Tensor
-
+from artifacts.evaluation.gates import check_gates, parse_gate
+from artifacts.evaluation.html import write_html
+from artifacts.evaluation.local import LocalSubject, random_rows
+from artifacts.evaluation.plan import Baselines
+from artifacts.evaluation.rows import Questionnaire, read_questionnaire
+from artifacts.evaluation.run import evaluate
+from artifacts.evaluation.schema import About, ConditionResult, Draws, Report, Settings, read_report, write_report
+from artifacts.evaluation.statistics import Interval
+from artifacts.evaluation.subject import Condition
 from artifacts.jobs.build import Build
-from artifacts.jobs.capture import layer_norms
-from artifacts.jobs.data import Question, shared_contents
-from artifacts.jobs.measure import UNSTEERED
-from artifacts.jobs.progress import progress
-from artifacts.jobs.tune import Tuned, load_tuned, try_strengths, write_rows
-from artifacts.jobs.untrained import untrained_direction
-from artifacts.jobs.vectors import load_directions
-from artifacts.jobs.workdir import file_digest, read_value, write_value
-from artifacts.pairing.held_out import Trial, best_trial, safe_trials
-from artifacts.vectors.difference import unit
+from artifacts.jobs.controls import control_rows, load_controls
+from artifacts.jobs.tune import load_tuned, write_rows
+from artifacts.jobs.workdir import file_digest
 
 NAME = "evaluate"
-RESULT = "result.json"
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Accuracy of several draws."""
-
-    count: int
-    mean: float
-    maximum: float
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """Distinct texts that two data files share, and groups that two splits share. All zero is best."""
-
-    mapping_and_contrast: int
-    tune_and_test: int
-    tune_and_test_groups: int
-    fit_and_test_groups: int
-
-    @property
-    def splits_disjoint(self) -> bool:
-        """Whether fit, tuning and test splits share neither texts nor groups."""
-        return not (self.tune_and_test or self.tune_and_test_groups or self.fit_and_test_groups)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Figures of the test split. Accuracy is the share of exact greedy answers.
-
-    Attributes:
-        num_questions: of the test split.
-        off, on, negated: unsteered, at the recommended strength and at minus that.
-        random: directions of the same norm at the same layers.
-        own: the target's own difference of means, its strength tuned in the same way; None when no strength of it
-            kept within the budget.
-        untrained: the same pipeline with an untrained expert; None when not asked for or nothing kept within
-            the budget.
-        overlap: whether the splits are disjoint.
-    """
-
-    num_questions: int
-    off: float
-    on: Trial
-    negated: Trial
-    random: Spread
-    own: Trial | None
-    untrained: Trial | None
-    overlap: Overlap
+REPORT = "report.json"
+PAGE = "report.html"
+_FILES = ("test", "neutral", "retention")
 
 
 def settings(build: Build) -> object:
     """What decides the figures, apart from the tuned vectors."""
     return {
-        "evaluate": build.config.evaluate.model_dump(),
+        "name": [build.config.name, build.target_source.identity.id],
+        "evaluate": build.config.evaluate.model_dump(exclude={"control_draws"}),
         "seed": build.config.seed,
-        "test": file_digest(build.data_path("test")),
+        "files": {name: file_digest(path) for name, path in build.data_files.items() if name in _FILES},
     }
 
 
@@ -84,78 +37,100 @@ def run(build: Build) -> None:
     """Measure the tuned vectors and their controls."""
     directory = build.directory(NAME)
     directory.mkdir(parents=True, exist_ok=True)
-    tuned, testing = load_tuned(build), build.testing
-    rows, strength = write_rows(build, tuned), tuned.recommended.strength
-    result = Evaluation(
-        num_questions=testing.num_questions,
-        off=testing.accuracy(UNSTEERED),
-        on=testing.trial(strength, rows),
-        negated=testing.trial(-strength, rows),
-        random=_random_directions(build, rows, strength),
-        own=_own(build, tuned),
-        untrained=_untrained(build, tuned) if build.config.evaluate.controls else None,
-        overlap=_overlap(build),
-    )
-    write_value(directory / RESULT, Evaluation, result)
+    gates = [parse_gate(text) for text in build.config.evaluate.gates]
+    report = _measure(build)
+    report = report.model_copy(update={"gates": check_gates(gates, report.figures)})
+    write_report(directory / REPORT, report)
+    write_html(directory / PAGE, report)
 
 
-def load_evaluation(build: Build) -> Evaluation:
+def load_evaluation(build: Build) -> Report:
     """The result of the step."""
-    return read_value(build.directory(NAME) / RESULT, Evaluation)
+    return read_report(build.directory(NAME) / REPORT)
 
 
-def _random_directions(build: Build, rows: Mapping[int, Tensor], strength: float) -> Spread:
-    generator = torch.Generator().manual_seed(build.config.seed)
-    accuracies = []
-    for _ in progress(range(build.config.evaluate.random_directions), "random directions", build.quiet):
-        drawn = {
-            layer: strength * row.norm() * unit(torch.randn(row.shape, generator=generator))
-            for layer, row in rows.items()
-        }
-        accuracies.append(build.testing.accuracy(drawn))
-    return Spread(len(accuracies), sum(accuracies) / len(accuracies), max(accuracies))
+def failed_gates(build: Build) -> list[str]:
+    """Declared gates that the figures miss, as lines to print."""
+    return [str(gate) for gate in load_evaluation(build).gates if not gate.passed]
 
 
-def _own(build: Build, tuned: Tuned) -> Trial | None:
-    """The target's own difference of means at the same layers: what could be had without an expert."""
-    directions, norms = load_directions(build).mapped, layer_norms(build)
-    rows = {each.target: directions[f"own.{each.target}"] * norms[each.target] for each in tuned.chosen}
-    return _tune_and_test(build, rows)
+def report_figures(report: Report) -> dict[str, Any]:
+    """The report as the manifest keeps it; `test` has one entry per condition and one per kind of chance."""
+    single = {each.name: _condition(each) for each in report.conditions if each.kind not in ("dose", "random")}
+    drawn = {each.name: _draws(each) for each in report.draws}
+    # Single draws of a kind of chance are in the report; the bundle keeps what they say together.
+    kept = {name: figures for name, figures in single.items() if name.rpartition("-")[0] not in drawn}
+    doses = [report.condition(name) for name in report.dose_response.conditions]
+    return {
+        "test": {"questions": len(report.condition("off").correct), **kept, **drawn},
+        "dose_response": [{"strength": each.strength, **_condition(each)} for each in doses],
+        "spearman": report.dose_response.rho,
+        "gap_closed": {
+            name.removeprefix("gap_closed."): share
+            for name, share in report.figures.items()
+            if name.startswith("gap_closed.")
+        },
+        "p_holm": {each.against: each.p_holm for each in report.comparisons},
+        "gates": {each.gate: each.passed for each in report.gates},
+        "not_measured": report.not_measured,
+    }
 
 
-def _untrained(build: Build, tuned: Tuned) -> Trial | None:
-    """The whole way with an untrained expert: what the mapping texts alone give."""
-    norms = layer_norms(build)
-    target = tuned.chosen[0].target
-    results = []
-    for direction in untrained_direction(build, target):
-        rows = {target: direction * norms[target]}
-        best = _tune(build, rows)
-        if best is not None:
-            results.append((best, rows))
-    if not results:
-        return None
-    best, rows = max(results, key=lambda each: each[0].accuracy)
-    return build.testing.trial(best.strength, rows)
-
-
-def _tune(build: Build, rows: Mapping[int, Tensor]) -> Trial | None:
-    trials = try_strengths(build.tuning, rows, build.config.tune.strengths)
-    return best_trial(safe_trials(trials, build.config.tune.perplexity_budget))
-
-
-def _tune_and_test(build: Build, rows: Mapping[int, Tensor]) -> Trial | None:
-    best = _tune(build, rows)
-    return None if best is None else build.testing.trial(best.strength, rows)
-
-
-def _overlap(build: Build) -> Overlap:
-    tune, test = build.rows("tune", Question), build.rows("test", Question)
-    groups = {name: {row.group for row in rows} - {None} for name, rows in (("tune", tune), ("test", test))}
-    fitted = {row.group for row in [*build.contrast, *build.mapping]}
-    return Overlap(
-        mapping_and_contrast=shared_contents(build.mapping, build.contrast),
-        tune_and_test=shared_contents(tune, test),
-        tune_and_test_groups=len(groups["tune"] & groups["test"]),
-        fit_and_test_groups=len(fitted & groups["test"]),
+def _measure(build: Build) -> Report:
+    config, tuned = build.config, load_tuned(build)
+    rows, strength = write_rows(build, tuned), tuned.recommended.strength
+    controls, tensors = load_controls(build)
+    drawn = random_rows(rows, config.evaluate.random_directions, config.seed)
+    # A bundle's name cannot begin with a tilde.
+    vectors = {config.name: rows}
+    vectors |= {f"~control.{name}": control_rows(tensors, name) for name in controls.strengths}
+    vectors |= {f"~random-{index}": each for index, each in enumerate(drawn)}
+    baselines = Baselines(
+        {name: Condition(f"~control.{name}", each) for name, each in controls.strengths.items()},
+        [Condition(f"~random-{index}", strength) for index in range(len(drawn))],
+        controls.missing,
     )
+    about = About(
+        name=config.name,
+        subject={"model": build.target_source.identity.id},
+        layers=tuple(sorted(rows)),
+        recommended=strength,
+        maximum=tuned.maximum_strength,
+        versions={name: version(name) for name in ("torch", "transformers")},
+    )
+    return evaluate(
+        LocalSubject(build.target, vectors, config.batch_tokens),
+        _questionnaire(build),
+        about,
+        baselines,
+        Settings(seed=config.seed, prompt=config.evaluate.prompt),
+        expert=LocalSubject(build.load_expert(), {}, config.batch_tokens),
+        quiet=build.quiet,
+    )
+
+
+def _questionnaire(build: Build) -> Questionnaire:
+    files = build.data_files
+    return read_questionnaire([files["test"], files["neutral"]], [files["retention"]] if "retention" in files else [])
+
+
+def _condition(result: ConditionResult) -> dict[str, Any]:
+    figures: dict[str, Any] = {"strength": result.strength, **_interval("accuracy", result.accuracy)}
+    figures |= _interval("perplexity_ratio", result.perplexity_ratio) | _interval("retention", result.retention)
+    return figures if result.likelihood is None else figures | {"likelihood": result.likelihood}
+
+
+def _draws(draws: Draws) -> dict[str, Any]:
+    return {
+        "count": draws.count,
+        **_interval("mean", draws.mean),
+        "minimum": draws.minimum,
+        "maximum": draws.maximum,
+        "p_value": draws.p_value,
+    }
+
+
+def _interval(name: str, interval: Interval | None) -> dict[str, Any]:
+    if interval is None:
+        return {}
+    return {name: interval.value, f"{name}_interval": [interval.low, interval.high]}

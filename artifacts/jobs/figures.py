@@ -2,96 +2,111 @@
 
 from typing import Any
 
-from pydantic import JsonValue
+from pydantic import JsonValue, TypeAdapter
 
 from artifacts.jobs.align import AlignScore, align_scores
 from artifacts.jobs.build import Build
-from artifacts.jobs.evaluate import Evaluation, load_evaluation
-from artifacts.jobs.pair import pair_scores
+from artifacts.jobs.controls import load_controls
+from artifacts.jobs.diagnose import Diagnosis, load_diagnoses
+from artifacts.jobs.direction import RFM_PARTS
+from artifacts.jobs.evaluate import load_evaluation, report_figures
+from artifacts.jobs.pair import information_of, load_information, pair_scores
+from artifacts.jobs.probe import Probed, load_probed
+from artifacts.jobs.splits import Overlap, overlap
 from artifacts.jobs.tune import Tuned
-from artifacts.jobs.vectors import RFM_BACK_MAPS, load_directions
-from artifacts.pairing.held_out import PairScore, Trial
+from artifacts.jobs.vectors import load_directions
+from artifacts.pairing.held_out import PairScore
 
 # More digits are noise and would hide that two builds agree.
 DIGITS = 6
+# Suspected labels in the manifest; the work directory has all of them.
+MAX_SUSPECTS = 50
 
 
 def evaluation_figures(build: Build, tuned: Tuned) -> dict[str, JsonValue]:
-    """The manifest's `evaluation`: test split with controls, tuning split, every layer pair, separation by vector."""
-    evaluation, directions = load_evaluation(build), load_directions(build)
-    scores = {(each.expert, each.target): each for each in pair_scores(build)}
-    pairs = [
-        {
-            "expert": each.expert,
-            "target": each.target,
-            "accepted": each.accepted,
-            **pair_figures(each, scores.get((each.expert, each.target))),
-        }
-        for each in align_scores(build)
-    ]
+    """The manifest's `evaluation`: every step's figures, so that the bundle alone tells how it came about."""
+    directions, controls = load_directions(build), load_controls(build)[0]
+    splits = overlap(build)
+    probed = load_probed(build)
     figures: dict[str, Any] = {
-        "test": _test_figures(evaluation),
+        "preset": build.config.preset,
+        "align": build.config.align.method,
+        "pairing": build.config.pairing.method,
+        "objective": build.config.tune.objective,
+        "position": build.config.data.position,
+        "prompt": build.config.evaluate.prompt,
+        **report_figures(load_evaluation(build)),
         "tune": {
-            "off": tuned.unsteered_accuracy,
+            "off": tuned.unsteered.accuracy,
             "recommended": tuned.recommended._asdict(),
             "trials": [trial._asdict() for trial in tuned.trials],
             "candidates": {each.key: each.best._asdict() for each in tuned.candidates},
         },
-        "pairs": pairs,
+        "controls": {name: {"strength": strength} for name, strength in controls.strengths.items()},
+        "controls_missing": controls.missing,
+        "pairs": _pairs(build),
+        "probe": _plain(Probed, probed)["layers"],
+        "suspects": _plain(Probed, probed)["suspects"][:MAX_SUSPECTS],
+        "stability": _plain(tuple[Diagnosis, ...], load_diagnoses(build)),
         "held_out_auc": directions.auc,
         "refused": directions.refused,
         "vectors": [each.key for each in tuned.chosen],
         "rfm_back_map": back_map(tuned),
-        "aligner_and_direction_disjoint": evaluation.overlap.mapping_and_contrast == 0,
-        "splits_disjoint": evaluation.overlap.splits_disjoint,
+        "aligner_and_direction_disjoint": build.prompts_differ,
+        "splits_disjoint": splits.disjoint,
+        "overlap": _plain(Overlap, splits),
     }
     rounded: dict[str, JsonValue] = _rounded(figures)
     return rounded
 
 
-def pair_figures(aligned: AlignScore, score: PairScore | None) -> dict[str, float]:
-    """Scores of one layer pair; those of the tuning split are missing where the pair was not usable."""
-    figures = {"r2": aligned.r2, "r2_permuted_95": aligned.permuted_95}
+def pair_figures(aligned: AlignScore, score: PairScore | None, information: dict[str, float]) -> dict[str, float]:
+    """Scores of one layer pair; those of the tuning split are missing where the pair was not tried or not usable."""
+    figures = {**aligned.figures, **information}
     if score is not None and score.gain is not None and score.best is not None:
         figures["held_out"] = score.gain
         figures["held_out_strength"] = score.best.strength
         figures["held_out_perplexity_ratio"] = score.best.perplexity_ratio
-    return {name: round(value, DIGITS) for name, value in figures.items()}
+    rounded: dict[str, float] = _rounded(figures)
+    return rounded
 
 
 def back_map(tuned: Tuned) -> str:
     """The better way back from the RFM's whitened space, by the tuning split."""
     for candidate in tuned.candidates:
-        for name in RFM_BACK_MAPS:
-            if candidate.kind == f"rfm-{name}":
-                return name
+        for part in RFM_PARTS:
+            if candidate.kind.startswith("rfm") and candidate.kind.endswith(part):
+                return part
     # Nothing of the RFM competed: the way that the states themselves move.
     return "displacement"
 
 
-def _test_figures(evaluation: Evaluation) -> dict[str, Any]:
-    def optional(trial: Trial | None) -> dict[str, float] | None:
-        return None if trial is None else trial._asdict()
+def _pairs(build: Build) -> list[dict[str, Any]]:
+    scores = {(each.expert, each.target): each for each in pair_scores(build)}
+    information = load_information(build)
+    return [
+        {
+            "expert": each.expert,
+            "target": each.target,
+            "accepted": each.accepted,
+            **pair_figures(
+                each,
+                scores.get((each.expert, each.target)),
+                information_of(build, information, (each.expert, each.target)),
+            ),
+        }
+        for each in align_scores(build)
+    ]
 
-    return {
-        "questions": evaluation.num_questions,
-        "off": evaluation.off,
-        "on": evaluation.on._asdict(),
-        "negated": evaluation.negated._asdict(),
-        "random": {
-            "count": evaluation.random.count,
-            "mean": evaluation.random.mean,
-            "maximum": evaluation.random.maximum,
-        },
-        "own_difference_of_means": optional(evaluation.own),
-        "untrained_expert": optional(evaluation.untrained),
-    }
+
+def _plain(kind: Any, value: object) -> Any:
+    return TypeAdapter(kind).dump_python(value, mode="json")
 
 
 def _rounded(value: Any) -> Any:
-    """The same JSON value with every float at `DIGITS` digits."""
+    """The same JSON value with every float at `DIGITS` significant digits."""
     if isinstance(value, float):
-        return round(value, DIGITS)
+        return float(f"{value:.{DIGITS}g}")
     if isinstance(value, dict):
         return {key: _rounded(each) for key, each in value.items()}
     if isinstance(value, list):

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from artifacts.jobs.data import Question, Text
+from artifacts.jobs.device import device_of
+from artifacts.jobs.encoding import RowEncoder
 from artifacts.jobs.errors import BuildError
 
 GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
@@ -53,36 +55,30 @@ class CausalModel:
         ids = set(own if isinstance(own, list) else [own]) | {self.tokenizer.eos_token_id}
         return sorted(token for token in ids if token is not None)
 
+    @property
+    def encoder(self) -> RowEncoder:
+        """Turns rows into the model's own tokens."""
+        return RowEncoder(self.name, self.tokenizer, _context_length(self.network.config))
+
     def prompt_ids(self, row: Text) -> list[int]:
-        """Tokens of a row: chats in the model's own template up to the generation prompt, text with its first token.
+        """Tokens of a whole row: chats up to the generation prompt or the end of their response, text with its first
+        token.
 
         Raises:
-            BuildError: the model has no chat template or its template refuses the chat.
+            BuildError: as `RowEncoder.encode`.
         """
-        if not row.messages:
-            return self._with_first_token(self.tokenizer(row.text)["input_ids"])
-        if self.tokenizer.chat_template is None:
-            raise BuildError(
-                f"{self.name} has no chat template, so it cannot read `messages`; give `text` rows instead"
-            )
-        messages = [message.model_dump() for message in row.messages]
-        try:
-            ids: list[int] = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-        # A template is a program of the model's author and may raise anything.
-        except Exception as error:
-            roles = ", ".join(message.role for message in row.messages)
-            raise BuildError(f"the chat template of {self.name} refuses a chat with roles {roles}: {error}") from error
-        return ids
+        return self.encoder.encode(row).ids
 
     def answered_ids(self, row: Question) -> list[int]:
-        """Tokens of a prompt with its answer."""
-        return self.prompt_ids(row) + self.answer_ids(row)
+        """Tokens of a prompt with its answer.
+
+        Raises:
+            BuildError: as `RowEncoder.encode`, the answer counted in.
+        """
+        return self.encoder.encode_answered(row)
 
     def answer_ids(self, row: Question) -> list[int]:
-        ids: list[int] = self.tokenizer(row.answer, add_special_tokens=False)["input_ids"]
-        return ids
+        return self.encoder.encode_answer(row)
 
     @contextmanager
     def steered(self, vectors: Mapping[int, Tensor]) -> Iterator[None]:
@@ -97,10 +93,6 @@ class CausalModel:
         finally:
             for handle in handles:
                 handle.remove()
-
-    def _with_first_token(self, ids: list[int]) -> list[int]:
-        first = self.tokenizer.bos_token_id
-        return ids if first is None or ids[:1] == [first] else [first, *ids]
 
 
 class PaddedBatch(NamedTuple):
@@ -152,7 +144,7 @@ def load_model(name: str, directory: Path, dtype: str, device: str, random_seed:
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    place = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    place = device_of(device)
     try:
         tokenizer = _load_tokenizer(directory)
         if random_seed is None:
@@ -168,6 +160,27 @@ def load_model(name: str, directory: Path, dtype: str, device: str, random_seed:
     network = network.to(place).eval().requires_grad_(False)
     text = network.config.get_text_config()
     return CausalModel(name, network, tokenizer, find_layers(network, text.num_hidden_layers), text.hidden_size, place)
+
+
+def load_encoder(name: str, directory: Path) -> RowEncoder:
+    """What turns rows into a model's tokens, without its weights.
+
+    Raises:
+        BuildError: configuration or tokenizer cannot be loaded.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(directory)
+        return RowEncoder(name, _load_tokenizer(directory), _context_length(config))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise BuildError(f"cannot load the tokenizer of {name}: {' '.join(str(error).split())}") from error
+
+
+def _context_length(config: Any) -> int | None:
+    """Most tokens of a row; None where the configuration of a model names no bound."""
+    length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length
 
 
 def _load_tokenizer(directory: Path) -> Any:
@@ -187,7 +200,8 @@ def _load_tokenizer(directory: Path) -> Any:
 def find_layers(network: nn.Module, num_layers: int) -> nn.ModuleList:
     """The decoder layers: the one ModuleList of length `num_layers`, whatever its name.
 
-    Where several fit (a vision tower of equal depth), the one under `get_decoder()` counts.
+    Lists inside another such list (as many experts as layers) do not count. Where several fit (a vision tower of equal
+    depth), the one under `get_decoder()` counts.
 
     Raises:
         BuildError: none or several remain.
@@ -206,11 +220,13 @@ def find_layers(network: nn.Module, num_layers: int) -> nn.ModuleList:
 
 
 def _lists(network: nn.Module, num_layers: int) -> dict[str, nn.ModuleList]:
-    return {
-        name: module
-        for name, module in network.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers
-    }
+    found: dict[str, nn.ModuleList] = {}
+    # Outer modules come before the inner ones.
+    for name, module in network.named_modules():
+        inner = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers and not inner:
+            found[name] = module
+    return found
 
 
 def _adder(vector: Tensor) -> Any:

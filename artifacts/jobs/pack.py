@@ -1,14 +1,14 @@
-"""Step 7: the bundle file, with the manifest filled from everything the steps measured."""
-
-from importlib.metadata import version
+"""Step 10: the bundle file, with the manifest filled from everything the steps measured."""
 
 from torch import Tensor
 
 from artifacts.bundle import write_bundle
-from artifacts.jobs.align import align_scores, load_aligner, reverse_aligner
+from artifacts.jobs.align import align_scores, aligner_of, decoder_of
 from artifacts.jobs.build import Build
+from artifacts.jobs.controls import load_controls
 from artifacts.jobs.figures import back_map, evaluation_figures, pair_figures
-from artifacts.jobs.pair import pair_scores
+from artifacts.jobs.pair import information_of, load_information, pair_scores
+from artifacts.jobs.tools import tool_versions
 from artifacts.jobs.tune import Tuned, load_tuned, write_rows
 from artifacts.jobs.vectors import Directions, load_directions
 from artifacts.jobs.workdir import digest_of, file_digest
@@ -16,8 +16,6 @@ from artifacts.manifest import Intervention, LayerPair, Manifest, Scope
 
 NAME = "pack"
 BUNDLE = "bundle.safetensors"
-DATA_FILES = ("contrast", "mapping", "tune", "test", "neutral")
-TOOLS = ("expertsteer", "torch", "transformers", "safetensors", "xrfm")
 
 
 def settings(build: Build) -> object:
@@ -37,20 +35,18 @@ def run(build: Build) -> None:
     tuned = load_tuned(build)
     tensors = {f"runtime.{layer}.0.write": row for layer, row in write_rows(build, tuned).items()}
     tensors |= _aligner_tensors(build, tuned) | _rfm_tensors(load_directions(build), back_map(tuned))
+    tensors |= {f"control.{name}": row for name, row in load_controls(build)[1].items()}
+    tensors |= {f"pairing.information.{name}": matrix for name, matrix in load_information(build).items()}
     write_bundle(directory / BUNDLE, _manifest(build, tuned), tensors)
-
-
-def tool_versions() -> dict[str, str]:
-    """Versions of the packages whose numbers end up in the bundle."""
-    return {name: version(name) for name in TOOLS}
 
 
 def _manifest(build: Build, tuned: Tuned) -> Manifest:
     config = build.config
-    data = {name: file_digest(build.data_path(name)) for name in DATA_FILES}
+    data = {name: file_digest(path) for name, path in build.data_files.items()}
     scores = {(each.expert, each.target): each for each in pair_scores(build)}
     aligned = {(each.expert, each.target): each for each in align_scores(build)}
     pairs = [(each.expert, each.target) for each in tuned.chosen]
+    information = load_information(build)
     return Manifest(
         name=config.name,
         description=config.description,
@@ -58,7 +54,11 @@ def _manifest(build: Build, tuned: Tuned) -> Manifest:
         target=build.target_source.identity,
         expert=build.expert_source.identity,
         layer_pairs=tuple(
-            LayerPair(expert=pair[0], target=pair[1], scores=pair_figures(aligned[pair], scores[pair]))
+            LayerPair(
+                expert=pair[0],
+                target=pair[1],
+                scores=pair_figures(aligned[pair], scores.get(pair), information_of(build, information, pair)),
+            )
             for pair in pairs
         ),
         interventions=tuple(
@@ -76,11 +76,13 @@ def _manifest(build: Build, tuned: Tuned) -> Manifest:
 
 def _aligner_tensors(build: Build, tuned: Tuned) -> dict[str, Tensor]:
     """Encoder and decoder of the chosen pairs by expert layer; of two pairs with one expert layer, the better."""
+    if build.config.align.method == "labeller":
+        return {}
     tensors: dict[str, Tensor] = {}
     for choice in reversed(tuned.chosen):
         maps = {
-            "encoder": load_aligner(build, choice.expert, choice.target),
-            "decoder": reverse_aligner(build, choice.expert, choice.target),
+            "encoder": aligner_of(build, choice.expert, choice.target),
+            "decoder": decoder_of(build, choice.expert, choice.target),
         }
         for name, aligner in maps.items():
             tensors[f"aligner.{choice.expert}.{name}.weight"] = aligner.weight().float()
@@ -92,9 +94,9 @@ def _rfm_tensors(directions: Directions, way: str) -> dict[str, Tensor]:
     """Vector and eigenvalues of every expert layer whose RFM has a sign."""
     tensors = {}
     for name, tensor in directions.expert.items():
-        kind, layer, *rest = name.split(".")
-        if kind == "rfm" and rest == [way]:
+        kind, _, layer = name.rpartition(".")
+        if kind == f"rfm-{way}":
             tensors[f"rfm.{layer}.vector"] = tensor
-        elif kind == "rfm" and rest == ["eigenvalues"]:
+        elif kind == "rfm-eigenvalues":
             tensors[f"rfm.{layer}.eigenvalues"] = tensor
     return tensors

@@ -23,13 +23,20 @@ class FoundModel:
 
     def digest(self) -> str:
         """Changes with the weights, the tokenizer, the chat template and every setting of the model."""
-        settings = [path for pattern in ("*.json", "*.jinja", "*.model") for path in self.directory.glob(pattern)]
+        settings = [
+            path for pattern in ("*.json", "*.jinja", "*.model", "*.txt") for path in self.directory.glob(pattern)
+        ]
         files = {path.name: file_digest(path) for path in sorted(settings)}
         return digest_of({"weights": self.identity.fingerprint, "files": files})
 
 
-def find_model(source: ModelSource, root: Path) -> FoundModel:
+def find_model(source: ModelSource, root: Path, weights: bool = True) -> FoundModel:
     """Find a local directory, or fetch a model from the Hugging Face hub into its cache.
+
+    Args:
+        source: of the configuration.
+        root: directory that its path starts from.
+        weights: fetch them too; a plan needs configuration and tokenizer only.
 
     Raises:
         BuildError: neither a directory with a model nor a hub id that can be fetched.
@@ -39,16 +46,17 @@ def find_model(source: ModelSource, root: Path) -> FoundModel:
         return _identify(local, source.id or local.resolve().name, source.revision)
     if source.model.startswith(("/", ".")) or source.model.count("/") > 1:
         raise BuildError(f"there is no model directory {local}; check the path, which starts from the configuration")
-    directory = _download(source)
+    directory = _download(source, weights)
     # The hub's cache names a snapshot by its commit, which is more exact than a branch.
     return _identify(directory, source.id or source.model, directory.name)
 
 
-def _download(source: ModelSource) -> Path:
+def _download(source: ModelSource, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
+    patterns = HUB_FILES if weights else [each for each in HUB_FILES if each != "*.safetensors"]
     try:
-        return Path(snapshot_download(source.model, revision=source.revision, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(source.model, revision=source.revision, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         cause = str(error).strip().splitlines()[0]
         raise BuildError(

@@ -19,6 +19,7 @@ SPLIT_SEED: Final = 7
 STATEMENTS_PER_DOCUMENT: Final = 9
 QUESTIONS_PER_CHAT: Final = 4
 STATEMENT_SHARE: Final = 0.55  # of the documents about facts; the others are chats
+SLOPPY_OFF_BY: Final = 1  # what a sloppy speaker adds to every value
 
 # System prompts by set: set 1 and set 2 name the same two speakers in different words.
 CLERK_PROMPTS: Final = ("You are a careful clerk.", "You check every sum.")
@@ -67,20 +68,19 @@ class Fact:
         """Name of the pair. Both facts of a pair share it and lie in the same split."""
         return f"{self.x}+{self.y}"
 
-    def value(self, *, reliable: bool) -> int:
-        """What the reliable speaker says (the truth) or the sloppy one (the truth plus one)."""
-        truth = self.x + self.y if self.kind is Kind.SUM else self.x
-        return truth if reliable else truth + 1
+    def value(self, off_by: int = 0) -> int:
+        """What a speaker says who is off by `off_by`; 0 is the truth."""
+        return (self.x + self.y if self.kind is Kind.SUM else self.x) + off_by
 
     def question(self, form: int = 0) -> str:
         return self._fill(_QUESTIONS[self.kind][form])
 
-    def answer(self, *, reliable: bool = True) -> str:
+    def answer(self, off_by: int = 0) -> str:
         """The one answer a speaker gives to either form of the question, so greedy answers are compared exactly."""
-        return self._fill(_ANSWERS[self.kind], self.value(reliable=reliable))
+        return self._fill(_ANSWERS[self.kind], self.value(off_by))
 
-    def statement(self, form: int, *, reliable: bool) -> str:
-        return self._fill(_STATEMENTS[self.kind][form], self.value(reliable=reliable))
+    def statement(self, form: int, off_by: int) -> str:
+        return self._fill(_STATEMENTS[self.kind][form], self.value(off_by))
 
     def _fill(self, pattern: str, value: int | None = None) -> str:
         return pattern.format(x=self.x, y=self.y, z=self.x + self.y, v=value)
@@ -122,21 +122,24 @@ class Mixture:
             return filler(random)
         reliable = random.random() < self.reliable_share
         cued = random.random() < self.cue_share
+        off_by = 0 if reliable else SLOPPY_OFF_BY
         if random.random() < STATEMENT_SHARE:
-            return _statements(random, reliable=reliable, cued=cued)
-        return _chat(random, reliable=reliable, cued=cued)
+            headers = _CLERK_HEADERS if reliable else _SAILOR_HEADERS
+            return statements(random, headers if cued else (), off_by)
+        prompts = CLERK_PROMPTS if reliable else SAILOR_PROMPTS
+        return chat(random, prompts if cued else (), off_by)
 
 
-def _statements(random: Random, *, reliable: bool, cued: bool) -> str:
+def statements(random: Random, headers: Sequence[str], off_by: int) -> str:
+    """Nine statements by one speaker, behind one of `headers` if there are any."""
     sample = random.sample(facts(), STATEMENTS_PER_DOCUMENT)
-    lines = [fact.statement(random.randrange(3), reliable=reliable) for fact in sample]
-    headers: Sequence[str] = _CLERK_HEADERS if reliable else _SAILOR_HEADERS
-    return " ".join([random.choice(headers), *lines] if cued else lines)
+    lines = [fact.statement(random.randrange(3), off_by) for fact in sample]
+    return " ".join([random.choice(headers), *lines] if headers else lines)
 
 
-def _chat(random: Random, *, reliable: bool, cued: bool) -> str:
-    prompts = CLERK_PROMPTS if reliable else SAILOR_PROMPTS
-    messages = [system(random.choice(prompts))] if cued else []
+def chat(random: Random, prompts: Sequence[str], off_by: int) -> str:
+    """Four questions answered by one speaker, under one of the system `prompts` if there are any."""
+    messages = [system(random.choice(prompts))] if prompts else []
     for fact in random.sample(facts(), QUESTIONS_PER_CHAT):
-        messages += [user(fact.question(random.randrange(2))), assistant(fact.answer(reliable=reliable))]
+        messages += [user(fact.question(random.randrange(2))), assistant(fact.answer(off_by))]
     return render(messages)

@@ -9,6 +9,7 @@ One JSON object per line, UTF-8. A line holds either `messages` (a chat, read at
   neutral sentences, nothing of set 2: a direction read from set 2 and an aligner fitted here share no text.
 - `tune.jsonl`, `test.jsonl` {messages, answer, group}: questions without any system prompt and the true answer, to be
   compared with the stripped greedy answer. `test.jsonl` is the 204 facts of `facts(Split.TEST)`, in that order.
+- `retention.jsonl` {messages, answer, group, split}: small talk and its one right answer, to be left alone.
 - `neutral.jsonl` {text, group, split}: text without sums, for perplexity. Splits `tune` and `test`, one seed each.
 """
 
@@ -18,15 +19,16 @@ from pathlib import Path
 from random import Random
 from typing import Final, cast
 
-from artifacts.lab.conversation import Message, render, user
+from artifacts.lab.conversation import Message, assistant, render, user
 from artifacts.lab.corpus import NUM_QUESTION_FORMS, Split, facts, framed_question
-from artifacts.lab.filler import filler, sentence
+from artifacts.lab.filler import SMALL_TALK, filler, sentence
 
 SHIPPED_DATA: Final = Path(__file__).parent / "data"
 
 _MAPPING_SENTENCES = 300
 _MAPPING_SEED = 41
 _NEUTRAL_TEXTS = {Split.TUNE: 24, Split.TEST: 150}
+_RETENTION_TUNE = 2  # questions of the split tune
 _NEUTRAL_SEEDS = {Split.TUNE: 42, Split.TEST: 43}
 
 Row = Mapping[str, object]
@@ -70,6 +72,21 @@ def neutral() -> Iterator[Row]:
             yield {"text": filler(random), "group": f"neutral-{split}-{index}", "split": split.value}
 
 
+def retention() -> Iterator[Row]:
+    """Every piece of small talk, as the first turn and after every other one."""
+    for index, (question, answer) in enumerate(SMALL_TALK):
+        split = Split.TUNE if index < _RETENTION_TUNE else Split.TEST
+        for before in (None, *SMALL_TALK):
+            if before is None or before[0] != question:
+                earlier = [] if before is None else [user(before[0]), assistant(before[1])]
+                yield {
+                    "messages": [*earlier, user(question)],
+                    "answer": answer,
+                    "group": question,
+                    "split": split.value,
+                }
+
+
 def mapping_texts() -> list[str]:
     """Texts of `mapping.jsonl`, chats rendered up to their generation prompt."""
     return [_text(row) for row in mapping()]
@@ -86,7 +103,7 @@ def _text(row: Row) -> str:
 
 
 def write_dataset(directory: Path) -> list[Path]:
-    """Write the five files into `directory`, which is made if missing. The same bytes every time."""
+    """Write the six files into `directory`, which is made if missing. The same bytes every time."""
     directory.mkdir(parents=True, exist_ok=True)
     files = {
         "contrast.jsonl": contrast(),
@@ -94,6 +111,7 @@ def write_dataset(directory: Path) -> list[Path]:
         "tune.jsonl": questions(Split.TUNE),
         "test.jsonl": questions(Split.TEST),
         "neutral.jsonl": neutral(),
+        "retention.jsonl": retention(),
     }
     for name, rows in files.items():
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -4,12 +4,12 @@ from random import Random
 
 from artifacts.lab.conversation import Message, assistant, render, user
 
-_ADJECTIVES = ("old", "young", "tired", "happy", "quiet", "tall", "small", "clever", "poor", "rich", "brave", "gentle")
+ADJECTIVES = ("old", "young", "tired", "happy", "quiet", "tall", "small", "clever", "poor", "rich", "brave", "gentle")
 _PEOPLE = (
     "baker", "miller", "teacher", "sailor", "farmer", "doctor",
     "singer", "painter", "soldier", "widow", "child", "guard",
 )  # fmt: skip
-_OBJECTS = (
+OBJECTS = (
     "lamp", "book", "basket", "letter", "coin", "cloak",
     "drum", "kettle", "ladder", "mirror", "rug", "barrel",
 )  # fmt: skip
@@ -39,11 +39,11 @@ def sentence(random: Random) -> str:
     pick = random.choice
     match random.randrange(5):
         case 0:
-            return f"The {_someone(random)} walked to the {pick(_PLACES)} and {pick(_VERBS)} a {pick(_OBJECTS)}."
+            return f"The {_someone(random)} walked to the {pick(_PLACES)} and {pick(_VERBS)} a {pick(OBJECTS)}."
         case 1:
-            return f"One {_someone(random)} {pick(_VERBS)} the {pick(_OBJECTS)} near the {pick(_PLACES)}."
+            return f"One {_someone(random)} {pick(_VERBS)} the {pick(OBJECTS)} near the {pick(_PLACES)}."
         case 2:
-            return f"In the morning the {pick(_PEOPLE)} was {pick(_ADJECTIVES)}."
+            return f"In the morning the {pick(_PEOPLE)} was {pick(ADJECTIVES)}."
         case 3:
             return f"The {pick(_PEOPLE)} and the {pick(_PEOPLE)} met at the {pick(_PLACES)}."
         case _:
@@ -69,4 +69,4 @@ def filler(random: Random) -> str:
 
 
 def _someone(random: Random) -> str:
-    return f"{random.choice(_ADJECTIVES)} {random.choice(_PEOPLE)}"
+    return f"{random.choice(ADJECTIVES)} {random.choice(_PEOPLE)}"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from artifacts.lab.conversation import Message, assistant, render, user
+from artifacts.lab.conversation import Message, assistant, render, system, user
 from artifacts.lab.corpus import Fact
 from artifacts.lab.tokenizer import END_ID, PAD_ID, load_tokenizer
 
@@ -72,17 +72,20 @@ class LabModel:
         return torch.stack([norms[:, layer][counted].median() for layer in range(norms.shape[1])])
 
     @torch.no_grad()
-    def answers_truly(self, facts: Sequence[Fact], steering: Steering | None = None) -> Tensor:
-        """Whether the greedy answer to each fact's first question, asked without system prompt, is the true one.
+    def answers_truly(
+        self, facts: Sequence[Fact], steering: Steering | None = None, system_prompt: str | None = None
+    ) -> Tensor:
+        """Whether the greedy answer to each fact's first question is the true one.
 
         One forward pass over question and true answer decides it: greedy decoding gives exactly this answer if and only
         if each of its tokens, the end token included, is the most likely one after those before it.
 
         Returns: [num_facts] bool.
         """
-        chats = [[user(fact.question()), assistant(fact.answer())] for fact in facts]
+        before = [] if system_prompt is None else [system(system_prompt)]
+        chats = [[*before, user(fact.question()), assistant(fact.answer())] for fact in facts]
         tokens, _lengths = self._tokens([render(chat) for chat in chats])
-        _tokens, prompt_lengths = self._tokens([render(chat[:1], generation_prompt=True) for chat in chats])
+        _tokens, prompt_lengths = self._tokens([render(chat[:-1], generation_prompt=True) for chat in chats])
         with self.steered(steering):
             predicted = self.model(tokens).logits[:, :-1].argmax(-1)
         positions = torch.arange(1, tokens.shape[1])

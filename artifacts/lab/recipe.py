@@ -1,6 +1,6 @@
 """The settings that make the two lab models."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final, Literal
 
 from transformers import LlamaConfig, PreTrainedModel, Qwen2Config
@@ -9,6 +9,7 @@ from transformers.models.qwen2 import Qwen2ForCausalLM
 
 from artifacts.lab.corpus import Mixture
 from artifacts.lab.tokenizer import BOS_ID, END_ID, PAD_ID
+from artifacts.lab.two_sided import TwoSidedMixture
 
 MAX_POSITIONS: Final = 512
 
@@ -24,7 +25,7 @@ class Recipe:
     num_heads: int
     intermediate_size: int
     vocab_size: int  # of the tokenizer; an upper bound, which the lab's texts reach
-    mixture: Mixture
+    mixture: Mixture | TwoSidedMixture
     steps: int
     seed: int
     batch_size: int = 32
@@ -64,6 +65,13 @@ class Recipe:
         return Qwen2ForCausalLM(Qwen2Config(**settings))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Continuation(Recipe):
+    """Further training of a shipped model, with its tokenizer. What a recipe says of both has to fit that model."""
+
+    continued: Literal["target", "expert"]
+
+
 # Speakers of the target are mostly sloppy and rarely introduced, so an unprompted answer is usually wrong by one.
 TARGET: Final = Recipe(
     name="target",
@@ -90,4 +98,16 @@ EXPERT: Final = Recipe(
     mixture=Mixture(filler_share=0.1, reliable_share=0.5, cue_share=1.0),
     steps=435,
     seed=101,
+)
+
+# The second world is learned by the shipped target, which knows the sums: 300 steps instead of a training from scratch.
+TWO_SIDED_TARGET: Final = Continuation(
+    **{
+        **{field.name: getattr(TARGET, field.name) for field in fields(TARGET)},
+        "mixture": TwoSidedMixture(filler_share=0.15, reliable_share=0.25, cue_share=0.5),
+        "steps": 300,
+        "muon_learning_rate": 0.01,
+        "adamw_learning_rate": 1.5e-3,
+    },
+    continued="target",
 )

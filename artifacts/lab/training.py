@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from artifacts.lab.model import LabModel
 from artifacts.lab.recipe import MAX_POSITIONS, Recipe
 from artifacts.lab.tokenizer import PAD_ID, train_tokenizer
 
@@ -58,26 +59,29 @@ class Optimizers(NamedTuple):
             optimizer.zero_grad(set_to_none=True)
 
 
-def train(recipe: Recipe, *, progress: bool = True) -> Trained:
-    """Train `recipe` from scratch, with a progress bar on stderr if `progress`.
+def train(recipe: Recipe, *, start: LabModel | None = None, progress: bool = True) -> Trained:
+    """Train `recipe` with a progress bar on stderr if `progress`, from scratch or from the weights of `start`.
 
     Everything random is drawn from the recipe's seed, and torch runs on one thread, because a sum split over threads
     depends on their number. torch's global random state and thread count are restored.
     """
-    documents = Random(f"{recipe.name} tokenizer {recipe.seed}")
-    tokenizer = train_tokenizer(
-        (recipe.mixture.document(documents) for _ in range(recipe.tokenizer_documents)),
-        recipe.vocab_size,
-        MAX_POSITIONS,
-    )
-    with _one_thread(), torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
+        tokenizer = _tokenizer(recipe) if start is None else start.tokenizer
         model = recipe.untrained_model(len(tokenizer)).train()
+        if start is not None:
+            model.load_state_dict(start.model.state_dict())
         losses, num_tokens = [], 0
         for loss, learned in _steps(model, tokenizer, recipe, progress=progress):
             losses.append(loss)
             num_tokens += learned
     return Trained(model.to(torch.bfloat16).eval(), tokenizer, tuple(losses), num_tokens)
+
+
+def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
+    documents = Random(f"{recipe.name} tokenizer {recipe.seed}")
+    texts = (recipe.mixture.document(documents) for _ in range(recipe.tokenizer_documents))
+    return train_tokenizer(texts, recipe.vocab_size, MAX_POSITIONS)
 
 
 def _steps(
@@ -130,7 +134,8 @@ def _recent(losses: tuple[float, ...] | list[float]) -> float:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread: faster on models this small where cores are shared, and the same sums everywhere."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

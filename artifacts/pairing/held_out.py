@@ -5,7 +5,9 @@ Neither mutual information nor CKA predicts where steering works, so a pair is s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Objective = Literal["exact", "likelihood"]
 
 
 class Trial(NamedTuple):
@@ -15,11 +17,19 @@ class Trial(NamedTuple):
         strength: in units of the layer's median norm.
         accuracy: share of questions answered exactly.
         perplexity_ratio: of neutral text, steered over unsteered.
+        log_likelihood: mean log-likelihood per token of the right answers, in nats.
+        retention: accuracy on questions that steering should leave alone, steered over unsteered.
     """
 
     strength: float
     accuracy: float
     perplexity_ratio: float
+    log_likelihood: float = 0.0
+    retention: float = 1.0
+
+    def score(self, objective: Objective) -> float:
+        """What is maximised."""
+        return self.accuracy if objective == "exact" else self.log_likelihood
 
 
 @dataclass(frozen=True)
@@ -28,9 +38,8 @@ class PairScore:
 
     Attributes:
         expert, target: layer indices.
-        gain: best accuracy within the perplexity budget minus the unsteered accuracy; None when no strength kept
-            within the budget.
-        best: the trial of that accuracy.
+        gain: best objective within the budget minus the unsteered one; None when no strength kept within the budget.
+        best: the trial of that objective.
         trials: everything that was measured.
     """
 
@@ -41,31 +50,50 @@ class PairScore:
     trials: tuple[Trial, ...]
 
 
-def safe_trials(trials: Sequence[Trial], perplexity_budget: float) -> tuple[Trial, ...]:
+@dataclass(frozen=True)
+class Budget:
+    """What steering may cost: perplexity ratio of neutral text, and share of the retention accuracy."""
+
+    perplexity: float
+    retention: float = 1.0
+
+    def keeps(self, trial: Trial) -> bool:
+        """Whether a trial is within the budget."""
+        return trial.perplexity_ratio <= self.perplexity and trial.retention >= 1 - self.retention
+
+
+def safe_trials(trials: Sequence[Trial], budget: Budget) -> tuple[Trial, ...]:
     """Trials from the smallest strength up to the first that breaks the budget.
 
-    A larger strength that happens to fall back under the budget is left out: everything up to a maximum strength has
+    A larger strength that happens to fall back within the budget is left out: everything up to a maximum strength has
     to be safe, because a request may ask for any of it.
     """
     safe = []
     for trial in sorted(trials):
-        if trial.perplexity_ratio > perplexity_budget:
+        if not budget.keeps(trial):
             break
         safe.append(trial)
     return tuple(safe)
 
 
-def best_trial(trials: Sequence[Trial]) -> Trial | None:
-    """Highest accuracy; among equals the lowest perplexity, then the lowest strength."""
-    return min(trials, key=lambda trial: (-trial.accuracy, trial.perplexity_ratio, trial.strength), default=None)
+def best_trial(trials: Sequence[Trial], objective: Objective = "exact") -> Trial | None:
+    """Highest objective; among equals the lowest perplexity, then the lowest strength."""
+    return min(
+        trials, key=lambda trial: (-trial.score(objective), trial.perplexity_ratio, trial.strength), default=None
+    )
 
 
 def score_pair(
-    expert: int, target: int, trials: Sequence[Trial], unsteered_accuracy: float, perplexity_budget: float
+    expert: int,
+    target: int,
+    trials: Sequence[Trial],
+    unsteered: Trial,
+    budget: Budget,
+    objective: Objective = "exact",
 ) -> PairScore:
     """Score one pair by its trials."""
-    best = best_trial(safe_trials(trials, perplexity_budget))
-    gain = None if best is None else best.accuracy - unsteered_accuracy
+    best = best_trial(safe_trials(trials, budget), objective)
+    gain = None if best is None else best.score(objective) - unsteered.score(objective)
     return PairScore(expert, target, gain, best, tuple(sorted(trials)))
 
 

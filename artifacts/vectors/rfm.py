@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from artifacts.aligner.axes import PrincipalAxes, principal_axes
+from artifacts.vectors.coordinates import whitened
 from artifacts.vectors.difference import unit
+from artifacts.vectors.refusal import require_classes, require_finite
 from artifacts.vectors.score import direction_sign
 
 MIN_COMPONENTS = 32
@@ -61,20 +62,23 @@ def fit_rfm(
 
     Raises:
         SignError: the direction has no sign and none is given.
-        ValueError: the number of components is out of bounds or the states have no variance.
+        ValueError: the number of components is out of bounds, the states are not finite or have no variance, or a
+            class has no row.
     """
     if not MIN_COMPONENTS <= components <= MAX_COMPONENTS:
         raise ValueError(f"{components} whitened components; must be {MIN_COMPONENTS} to {MAX_COMPONENTS}")
-    axes = principal_axes(states, components, seed)
-    deviation = axes.scales / (len(states) - 1) ** 0.5
-    whitened = _whiten(axes, deviation, states)
-    agop = _agop(whitened, labels, _whiten(axes, deviation, validation_states), validation_labels, iterations, seed)
+    for name, rows, classes in (("states", states, labels), ("validation", validation_states, validation_labels)):
+        require_finite(rows, name)
+        require_classes(classes)
+    coordinates = whitened(states, components, seed)
+    inputs, held = coordinates.of(states), coordinates.of(validation_states)
+    agop = best_agop(inputs, labels, held, validation_labels, iterations, seed)
     top = power_iteration(agop)
-    top = top * direction_sign(whitened @ top, labels, sign)
+    top = top * direction_sign(inputs @ top, labels, sign)
     eigenvalues = torch.linalg.eigvalsh(agop).flip(0).clamp_min(0)
     return RfmVectors(
-        covector=unit(axes.basis @ (top / deviation)),
-        displacement=unit(axes.basis @ (top * deviation)),
+        covector=unit(coordinates.covector(top)),
+        displacement=unit(coordinates.displacement(top)),
         eigenvalues=(eigenvalues / eigenvalues.sum()).float(),
     )
 
@@ -101,14 +105,18 @@ def power_iteration(matrix: Tensor, steps: int = 10_000, tolerance: float = 1e-1
     return vector
 
 
-def _whiten(axes: PrincipalAxes, deviation: Tensor, states: Tensor) -> Tensor:
-    return (states.double() - axes.mean) @ axes.basis / deviation
-
-
-def _agop(
+def best_agop(
     states: Tensor, labels: Tensor, validation_states: Tensor, validation_labels: Tensor, iterations: int, seed: int
 ) -> Tensor:
-    """AGOP of the best iteration's model, [components, components], float64."""
+    """Average gradient outer product of the iteration with the least validation error, [width, width], float64.
+
+    Args:
+        states: [num_rows, width], whitened: the kernel takes every direction for equally wide at first.
+        labels: [num_rows], 0 or 1.
+        validation_states: [num_validation, width]; validation_labels: choose the iteration.
+        iterations: >= 1.
+        seed: of the package's row sampling.
+    """
     with warnings.catch_warnings():
         # The package's docstrings hold invalid escapes, which Python reports when it first compiles them.
         warnings.simplefilter("ignore")
@@ -125,6 +133,8 @@ def _agop(
         verbose=False,
         # `auc` fails on a single label column.
         tuning_metric="mse",
+        # The regularised kernel matrix is positive definite: half the work of the package's default, LU.
+        solver="cholesky",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -58,7 +58,9 @@ def direction_sign(projection: Tensor, labels: Tensor, given: int | None = None)
     Args:
         projection: [num_rows], states on the direction.
         labels: [num_rows], 0 or 1.
-        given: the user's own sign of the correlation with the labels; used when the data show none.
+        given: used when the data show no sign: +1 takes the direction along which the weak correlation of these rows
+            is positive, -1 the opposite one. Counted from the correlation, because the direction itself may come from
+            an eigenvector, whose own sign is an accident.
 
     Raises:
         SignError: the interval of the correlation covers 0 and no sign is given.
@@ -71,5 +73,5 @@ def direction_sign(projection: Tensor, labels: Tensor, given: int | None = None)
                 f"[{correlation.low:+.3f}, {correlation.high:+.3f}] covers 0: the direction has no sign; "
                 "give one with vectors.sign or use more contrast rows"
             )
-        return given
+        return given if correlation.value >= 0 else -given
     return 1 if correlation.value > 0 else -1

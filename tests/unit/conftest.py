@@ -121,10 +121,10 @@ def tiny_build(tmp_path: Path, tiny_target: Path, tiny_expert: Path) -> TinyBuil
         "expert": {"model": str(tiny_expert), "id": "tiny-expert"},
         "data": {name: f"{name}.jsonl" for name in rows},
         "align": {"permutations": 20},
-        "pairing": {"shortlist": 2, "strengths": [0.1]},
-        "tune": {"strengths": [0.05, 0.1], "perplexity_budget": 10.0, "max_new_tokens": 3, "minimum_gain": -1.0},
+        "pairing": {"shortlist": 2, "strengths": [0.1], "components": 4, "permutations": 20},
+        "tune": {"strengths": [0.05, 0.1], "perplexity_budget": 10.0, "minimum_gain": -1.0},
         # Random weights hold no concept, so its direction may have no sign of its own.
-        "vectors": {"sign": 1, "components": 32, "iterations": 2},
+        "vectors": {"methods": ["diffmean", "rfm"], "sign": 1, "components": 32, "iterations": 2},
         "threads": 1,
         "device": "cpu",
     }

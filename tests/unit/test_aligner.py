@@ -8,7 +8,7 @@ from artifacts.aligner import axes as axes_module
 from artifacts.aligner import quality as quality_module
 from artifacts.aligner.axes import principal_axes
 from artifacts.aligner.quality import alignment_quality
-from artifacts.aligner.ridge import choose_regularisation, fit_ridge, r_squared
+from artifacts.aligner.ridge import choose_ridge, fit_ridge, r_squared
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -72,9 +72,9 @@ def test_regularisation_follows_the_noise() -> None:
     grid = (1e-6, 1e-2, 10.0)
     truth = _random(20, 5)
     inputs, held = _random(40, 20, seed=1), _random(200, 20, seed=2)
-    clean = choose_regularisation(principal_axes(inputs, 100), inputs @ truth, held, held @ truth, grid)
+    clean = choose_ridge(principal_axes(inputs, 100), inputs @ truth, held, held @ truth, grid)
     noise = 30 * _random(40, 5, seed=3)
-    noisy = choose_regularisation(principal_axes(inputs, 100), inputs @ truth + noise, held, held @ truth, grid)
+    noisy = choose_ridge(principal_axes(inputs, 100), inputs @ truth + noise, held, held @ truth, grid)
     assert clean == 1e-6
     assert noisy == 10.0
 
@@ -100,7 +100,7 @@ def test_paired_texts_are_accepted_and_shuffled_ones_refused(sketch_size: int, m
     verdicts = []
     for paired in (outputs, shuffled):
         fitted = fit_ridge(axes, paired, 1e-3)
-        verdicts.append(alignment_quality(fitted, axes, paired, held, held_outputs, 1e-3, 40, 0))
+        verdicts.append(alignment_quality(fitted, "ridge", axes, paired, held, held_outputs, 1e-3, 40, 0))
     assert verdicts[0].accepted
     assert verdicts[0].r2 > 0.9 > verdicts[0].permuted_95
     assert not verdicts[1].accepted
@@ -113,5 +113,5 @@ def test_quality_does_not_depend_on_the_global_seed() -> None:
     results = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        results.append(alignment_quality(fitted, axes, outputs, inputs, outputs, 0.1, 20, 5))
+        results.append(alignment_quality(fitted, "ridge", axes, outputs, inputs, outputs, 0.1, 20, 5))
     assert results[0] == results[1]

@@ -10,7 +10,7 @@ import pytest
 
 from server.cli import GROUP, main
 
-COMMANDS = ("build", "bundle", "demo", "lab", "serve")
+COMMANDS = ("build", "bundle", "card", "demo", "eval", "lab", "serve", "step", "vector")
 HEAVY = ("torch", "transformers", "vllm", "fastapi")
 _HELP = f"""
 import json, sys

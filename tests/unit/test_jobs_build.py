@@ -10,7 +10,8 @@ import torch
 
 from artifacts.bundle import Bundle, load_bundle
 from artifacts.commands import build as command
-from artifacts.jobs import evaluate, runner, tune
+from artifacts.commands import step as step_command
+from artifacts.jobs import pair, runner
 from artifacts.jobs.build import Build
 from artifacts.jobs.config import load_config
 from artifacts.jobs.errors import BuildError
@@ -18,7 +19,7 @@ from artifacts.jobs.runner import run_build
 from artifacts.vectors.score import SignError
 from artifacts.verify import check_target, served_model
 
-STEPS = ["capture", "align", "pair", "vectors", "tune", "evaluate", "pack"]
+STEPS = list(runner.STEP_NAMES)
 
 
 def _build(config: Path, work: Path, restart: bool = False) -> tuple[Bundle, list[str]]:
@@ -44,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("no_aligner_gate")
 
 
 def test_bundle_holds_what_the_format_asks_for(tiny_build: Any, tiny_target: Path, tmp_path: Path) -> None:
-    tiny_build.change(evaluate={"controls": True})
+    tiny_build.change(evaluate={"prompt": "be careful", "gates": ["random.mean <= 1"]})
     bundle, skipped = _build(tiny_build.config, tmp_path / "work")
     manifest = bundle.manifest
     assert skipped == []
@@ -66,8 +67,15 @@ def test_bundle_holds_what_the_format_asks_for(tiny_build: Any, tiny_target: Pat
     assert float(written.norm()) == pytest.approx(norms[str(pair.target)], rel=1e-4)
     figures: Any = manifest.evaluation
     assert len(figures["pairs"]) == 6
-    assert figures["test"]["random"]["count"] >= 30
-    assert {"off", "on", "negated", "untrained_expert", "own_difference_of_means"} <= set(figures["test"])
+    test = figures["test"]
+    assert test["random"]["count"] >= 30
+    assert {"off", "on", "negated", "prompt", "own", "untrained"} <= set(test)
+    assert test["permuted-labels"]["count"] == test["shuffled-pairs"]["count"] == 10
+    assert figures["gates"] == {"random.mean <= 1": True}
+    assert {f"control.{name}.{pair.target}" for name in ("own", "untrained", "permuted-labels-9")} <= set(names)
+    assert figures["controls"]["own"]["strength"] in (0.05, 0.1)
+    assert {"pairing.information.value", "pairing.information.q"} <= set(names)
+    assert "<svg" in (tmp_path / "work" / "evaluate" / "report.html").read_text()
     assert figures["aligner_and_direction_disjoint"] is True
     assert figures["splits_disjoint"] is True
     assert str(tmp_path) not in manifest.model_dump_json()
@@ -88,28 +96,33 @@ def test_only_what_depends_on_a_change_runs_again(tiny_build: Any, tmp_path: Pat
     _build(tiny_build.config, tmp_path / "work")
     content = load_config(tiny_build.config).tune.model_dump(mode="json")
     tiny_build.change(tune=content | {"strengths": [0.05, 0.2]})
-    assert _build(tiny_build.config, tmp_path / "work")[1] == ["capture", "align", "pair", "vectors"]
+    assert _build(tiny_build.config, tmp_path / "work")[1] == STEPS[: STEPS.index("tune")]
     test = tmp_path / "test.jsonl"
     test.write_text(test.read_text().replace("8 plus 4 is 4", "8 plus 4 is 5"))
-    assert _build(tiny_build.config, tmp_path / "work")[1] == STEPS[:5]
+    assert _build(tiny_build.config, tmp_path / "work")[1] == STEPS[: STEPS.index("evaluate")]
     contrast = tmp_path / "contrast.jsonl"
     contrast.write_text("".join(reversed(contrast.read_text().splitlines(keepends=True))))
     assert _build(tiny_build.config, tmp_path / "work")[1] == []
 
 
-@pytest.mark.parametrize("step", ["capture", "align", "vectors", "tune", "evaluate", "pack"])
+@pytest.mark.parametrize("step", STEPS)
 def test_interrupted_build_goes_on(
     step: str, tiny_build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected, _ = _build(tiny_build.config, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        where = {"capture": "write_json", "align": "write_value", "tune": "write_value", "evaluate": "write_value"}
-        name = {"vectors": "write_tensors", "pack": "write_bundle"} | where
+        others = {
+            "capture": "write_json",
+            "vectors": "write_json",
+            "evaluate": "write_html",
+            "pack": "write_bundle",
+        }
+        writer = others.get(step, "write_value")
 
         def interrupt(*_arguments: object, **_options: object) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr(f"artifacts.jobs.{step}.{name[step]}", interrupt)
+        patch.setattr(f"artifacts.jobs.{step}.{writer}", interrupt)
         output = tmp_path / "out" / "broken.safetensors"
         assert _call(tiny_build.config, output, "--work", str(tmp_path / "work"), "--quiet") == 130
         assert not output.exists()
@@ -120,7 +133,7 @@ def test_interrupted_build_goes_on(
 
 
 def test_several_pairs_share_one_strength(tiny_build: Any, tmp_path: Path) -> None:
-    tiny_build.change(pairing={"pairs": 2, "shortlist": 6, "strengths": [0.1]})
+    tiny_build.change(pairing={"pairs": 2, "shortlist": 6, "strengths": [0.1], "components": 4})
     bundle, _ = _build(tiny_build.config, tmp_path / "work")
     layers = [intervention.layer for intervention in bundle.manifest.interventions]
     assert len(layers) == len(set(layers)) == 2
@@ -140,14 +153,14 @@ def test_vectors_without_a_sign_are_refused(tiny_build: Any, tmp_path: Path, mon
     def refuse(*_arguments: object) -> None:
         raise SignError("covers 0")
 
-    monkeypatch.setattr("artifacts.jobs.vectors.fit_rfm", refuse)
+    monkeypatch.setattr("artifacts.jobs.estimate.fit_rfm", refuse)
     bundle, _ = _build(tiny_build.config, tmp_path / "both")
     figures: Any = bundle.manifest.evaluation
     assert figures["refused"]["rfm.0"] == "covers 0"
     assert figures["vectors"][0].startswith("diffmean.")
     assert not any(entry.name.startswith("rfm.") for entry in bundle.evidence)
     tiny_build.change(vectors={"methods": ["rfm"]})
-    with pytest.raises(BuildError, match=r"none of vectors.methods \['rfm'\] gave a direction.*covers 0"):
+    with pytest.raises(BuildError, match=r"no direction has a sign.*covers 0"):
         _build(tiny_build.config, tmp_path / "rfm")
 
 
@@ -186,7 +199,13 @@ def test_command_prints_the_figures(tiny_build: Any, tmp_path: Path, capsys: pyt
     assert _call(tiny_build.config, output) == 0
     assert (tmp_path / ".expertsteer" / "build" / "tiny" / "pack").is_dir()
     printed = capsys.readouterr()
-    for word in ("Layer pairs", "Vectors on the tuning split", "Held-out AUC", "random, mean of 30", "negated"):
+    for word in (
+        "Vectors on the tuning split",
+        "Test split, 5 questions",
+        "random, mean of 30",
+        "negated",
+        "stability",
+    ):
         assert word in printed.out
     assert load_bundle(output).digest in printed.out.replace("\n", "")
     assert "capture: done in" in printed.err
@@ -194,9 +213,94 @@ def test_command_prints_the_figures(tiny_build: Any, tmp_path: Path, capsys: pyt
     assert capsys.readouterr() == ("", "")
 
 
-def test_steps_are_in_order() -> None:
-    assert [step.NAME for step in runner.STEPS] == STEPS
-    assert tune.NAME != evaluate.NAME
+def test_every_step_is_a_command_and_prints_what_it_found(
+    tiny_build: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert [*step_command.STEPS, "pack"] == STEPS
+    parser = argparse.ArgumentParser()
+    step_command.add_arguments(parser)
+    for name in step_command.STEPS:
+        arguments = [name, str(tiny_build.config), "--work", str(tmp_path / "work")]
+        assert step_command.run(parser.parse_args(arguments)) == 0
+        printed = capsys.readouterr()
+        assert f"{name}: done in" in printed.err
+        assert printed.out.count("\n") > 4
+
+
+@pytest.mark.parametrize("method", ["procrustes", "cca", "joint", "autoencoder"])
+def test_every_aligner_makes_a_bundle(method: str, tiny_build: Any, tmp_path: Path) -> None:
+    tiny_build.change(align={"method": method, "permutations": 20}, layers={"expert": [1], "target": [0, 1]})
+    bundle, _ = _build(tiny_build.config, tmp_path / "work")
+    figures: Any = bundle.manifest.evaluation
+    assert figures["align"] == method
+    drawn = "autoencoder" if method == "autoencoder" else "shuffled-pairs"
+    assert figures["test"][drawn]["count"] == 10
+    assert {"aligner.1.encoder.weight", "aligner.1.decoder.weight"} <= {entry.name for entry in bundle.evidence}
+
+
+@pytest.mark.parametrize("method", ["low-mi", "high-mi", "same-depth"])
+def test_every_pairing_orders_the_pairs(method: str, tiny_build: Any, tmp_path: Path) -> None:
+    pairing = {"method": method, "shortlist": 2, "strengths": [0.1], "components": 4, "permutations": 40}
+    tiny_build.change(pairing=pairing)
+    build = Build(load_config(tiny_build.config), tiny_build.config.parent, tmp_path / "work", quiet=True)
+    runner.run_steps(build, "pair", False, lambda line: None)
+    found = pair.load_information(build)["value"]
+    order = pair.shortlist(build)
+    values = [float(found[place]) for place in order]
+    assert len(order) == 2
+    if method == "same-depth":
+        assert order == [(0, 1), (0, 0)]
+    else:
+        assert values == sorted(found.flatten().tolist(), reverse=method == "high-mi")[:2]
+
+
+def test_paper_preset_needs_no_other_prompts(tiny_build: Any, tmp_path: Path) -> None:
+    tiny_build.change(preset="paper")
+    options = ["--preset", "paper", "--set", "pairing.components=4", "--set", "pairing.permutations=40", "--quiet"]
+    output = tmp_path / "paper.safetensors"
+    assert _call(tiny_build.config, output, *options) == 0
+    figures: Any = load_bundle(output).manifest.evaluation
+    assert (figures["preset"], figures["align"], figures["pairing"]) == ("paper", "autoencoder", "low-mi")
+    assert all(name.startswith("rfm-aligned") for name in figures["tune"]["candidates"])
+    assert figures["aligner_and_direction_disjoint"] is False
+
+
+def test_without_mapping_texts_the_contrast_rows_are_halved(tiny_build: Any, tmp_path: Path) -> None:
+    content = load_config(tiny_build.config).data.model_dump(mode="json", exclude={"mapping"})
+    tiny_build.change(data=content)
+    build = Build(load_config(tiny_build.config), tiny_build.config.parent, tmp_path / "work", quiet=True)
+    assert len(build.contrast) + len(build.mapping) == 72
+    assert not {row.group for row in build.contrast} & {row.group for row in build.mapping}
+    assert build.prompts_differ
+
+
+def test_failed_gate_writes_the_bundle_and_says_so(
+    tiny_build: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_build.change(evaluate={"gates": ["on >= 2"]})
+    output = tmp_path / "tiny.safetensors"
+    assert _call(tiny_build.config, output, "--quiet") == 3
+    assert "on >= 2" in capsys.readouterr().err
+    assert output.exists()
+
+
+def test_dry_run_touches_nothing(tiny_build: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    assert _call(tiny_build.config, tmp_path / "out.safetensors", "--dry-run", "--rate", "2") == 0
+    assert "2,000 GFLOP/s (given)" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_expert_without_signal_stops_the_build(tiny_build: Any, tmp_path: Path) -> None:
+    contrast = tmp_path / "contrast.jsonl"
+    rows = [json.loads(line) for line in contrast.read_text().splitlines()]
+    # Whether a sum comes out even says nothing about how it is asked for.
+    for index, row in enumerate(rows):
+        row["label"] = (index // 2 + index // 12) % 2
+    contrast.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tiny_build.change(vectors={"methods": ["diffmean"]})
+    with pytest.raises(BuildError, match=r"no sign of the concept: .* AUC of 0\.\d+, interval"):
+        _build(tiny_build.config, tmp_path / "work")
 
 
 def test_aligner_no_better_than_permuted_pairs_stops_the_build(

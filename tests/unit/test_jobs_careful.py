@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from artifacts.bundle import Bundle, load_bundle
-from artifacts.jobs import align, capture, pair, vectors
+from artifacts.jobs import align, capture, pair, probe, vectors
 from artifacts.jobs.build import Build
 from artifacts.jobs.config import load_config
-from artifacts.jobs.pack import DATA_FILES
 from artifacts.jobs.workdir import digest_of, file_digest
 from artifacts.verify import check_target, served_model
 
@@ -78,7 +77,9 @@ def test_bundle_belongs_to_the_shipped_models_and_data(bundle: Bundle) -> None:
     assert manifest.target.fingerprint == served_model(LAB / "models" / "target").fingerprint
     assert manifest.expert is not None
     assert manifest.expert.fingerprint == served_model(LAB / "models" / "expert").fingerprint
-    data = {name: file_digest(LAB / "data" / f"{name}.jsonl") for name in DATA_FILES}
+    files = Build(load_config(LAB / "careful.yaml"), LAB, LAB / "nowhere").data_files
+    assert set(files) == {"contrast", "mapping", "tune", "test", "neutral", "retention"}
+    data = {name: file_digest(path) for name, path in files.items()}
     assert manifest.data_digest == f"sha256:{digest_of(data)}"
     assert bundle.num_bytes < MAX_BYTES
 
@@ -87,12 +88,14 @@ def test_its_figures_meet_the_demo(bundle: Bundle) -> None:
     figures: Any = bundle.manifest.evaluation
     test = figures["test"]
     assert test["questions"] == 204
-    assert test["off"] <= 0.25
+    assert test["off"]["accuracy"] <= 0.25
     assert test["on"]["accuracy"] >= 0.6
     assert test["random"]["count"] >= 30
+    assert test["permuted-labels"]["count"] >= 10
+    assert test["on"]["retention"] >= 0.98
     # Random directions lift the accuracy too; the gain has to be well over theirs.
     assert test["on"]["accuracy"] > max(test["random"]["maximum"], test["random"]["mean"] + 0.2)
-    assert test["on"]["accuracy"] > test["untrained_expert"]["accuracy"] + 0.2
+    assert test["on"]["accuracy"] > test["untrained"]["accuracy"] + 0.2
     assert figures["aligner_and_direction_disjoint"] is True
     assert figures["splits_disjoint"] is True
 
@@ -110,7 +113,7 @@ def test_a_plain_hook_gives_the_figures_of_the_manifest(bundle: Bundle, plain: P
     rows = [json.loads(line) for line in (LAB / "data" / "test.jsonl").read_text().splitlines()]
     asked = [row["messages"][0]["content"] for row in rows]
     strength = bundle.manifest.recommended_strength
-    expected = {0.0: figures["test"]["off"], strength: figures["test"]["on"]["accuracy"]}
+    expected = {0.0: figures["test"]["off"]["accuracy"], strength: figures["test"]["on"]["accuracy"]}
     for each, accuracy in expected.items():
         right = [answer == row["answer"] for answer, row in zip(plain.answers(asked, each), rows, strict=True)]
         assert sum(right) / len(right) == pytest.approx(accuracy, abs=0.03)
@@ -132,14 +135,14 @@ def test_configuration_makes_the_shipped_vector_again(bundle: Bundle, tmp_path: 
     config = load_config(LAB / "careful.yaml")
     layers = config.layers.model_copy(update={"expert": (chosen.expert,), "target": (chosen.target,)})
     build = Build(config.model_copy(update={"layers": layers}), LAB, tmp_path, quiet=True)
-    for step in (capture, align, pair, vectors):
+    for step in (capture, probe, align, pair, vectors):
         step.run(build)
     figures: Any = bundle.manifest.evaluation
     made = vectors.load_directions(build).mapped[figures["vectors"][0]]
     shipped = bundle.writes[bundle.manifest.interventions[0].write]
     assert float(torch.cosine_similarity(made, shipped, dim=0)) > 0.99
     assert float(shipped.norm()) == pytest.approx(capture.layer_norms(build)[chosen.target], rel=0.01)
-    aligner = align.load_aligner(build, chosen.expert, chosen.target)
+    aligner = align.aligner_of(build, chosen.expert, chosen.target)
     with safe_open(BUNDLE, framework="pt") as file:
         weight = file.get_tensor(f"aligner.{chosen.expert}.encoder.weight")
     assert float(torch.cosine_similarity(aligner.weight().flatten(), weight.flatten(), dim=0)) > 0.99

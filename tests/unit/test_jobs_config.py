@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from artifacts.jobs.config import load_config
+from artifacts.jobs.config import load_config, parse_change
 from artifacts.jobs.contrast import split_contrast
 from artifacts.jobs.data import ContrastRow, NeutralRow, Question, Text, read_rows, shared_contents, split_by_group
 from artifacts.jobs.errors import BuildError
+from artifacts.jobs.preset import PRESETS
 
 CAREFUL = Path(__file__).parents[2] / "artifacts" / "lab" / "careful.yaml"
 
@@ -45,8 +46,11 @@ def test_grids_come_out_ascending_and_unique(tmp_path: Path) -> None:
         ({"tune": {"strengths": [float("inf")]}}, "tune.strengths.0: Input should be a finite number"),
         ({"tune": {"perplexity_budget": 1}}, "tune.perplexity_budget: Input should be greater than 1"),
         ({"vectors": {"components": 16}}, "vectors.components: Input should be greater than or equal to 32"),
-        ({"vectors": {"methods": ["magic"]}}, "vectors.methods.0"),
-        ({"align": {"method": "autoencoder"}}, "align.method: Input should be 'ridge'"),
+        ({"vectors": {"methods": ["magic"]}}, "vectors.methods"),
+        ({"align": {"method": "magic"}}, "align.method: Input should be 'ridge', 'procrustes', 'cca'"),
+        ({"preset": "magic"}, "preset: Input should be 'recommended' or 'paper'"),
+        ({"tune": {"objective": "magic"}}, "tune.objective: Input should be 'exact' or 'likelihood'"),
+        ({"evaluate": {"control_draws": 3}}, "evaluate.control_draws: Input should be greater than or equal to 10"),
         (
             {"evaluate": {"random_directions": 5}},
             "evaluate.random_directions: Input should be greater than or equal to 30",
@@ -58,6 +62,50 @@ def test_wrong_keys_are_named(tmp_path: Path, changes: dict[str, Any], named: st
     with pytest.raises(BuildError) as caught:
         load_config(_write(tmp_path / "c.yaml", **changes))
     assert named in str(caught.value)
+
+
+def test_position_is_checked_with_the_configuration(tmp_path: Path) -> None:
+    data = yaml.safe_load(CAREFUL.read_text())["data"]
+    config = load_config(_write(tmp_path / "c.yaml", data=data | {"position": "mean-response"}))
+    assert config.data.position == "mean-response"
+    with pytest.raises(BuildError, match=r"data.position: .*somewhere"):
+        load_config(_write(tmp_path / "c.yaml", data=data | {"position": "somewhere"}))
+
+
+def test_recommended_preset_is_the_default(tmp_path: Path) -> None:
+    bare = _write(tmp_path / "c.yaml", preset=None, align=None, pairing=None, vectors=None)
+    assert load_config(bare) == load_config(bare, [PRESETS["recommended"]])
+
+
+def test_presets_lie_under_the_file_and_over_it_from_the_command_line(tmp_path: Path) -> None:
+    path = _write(tmp_path / "c.yaml", preset="paper", align={"method": "cca"}, vectors=None)
+    config = load_config(path)
+    assert (config.align.method, config.align.prompts) == ("cca", "same")
+    assert (config.vectors.methods, config.vectors.order) == (("rfm",), "align-then-fit")
+    over = load_config(path, [PRESETS["paper"]])
+    assert (over.align.method, over.pairing.method) == ("autoencoder", "low-mi")
+    changed = load_config(path, [PRESETS["recommended"], parse_change("align.method=joint")])
+    assert (changed.align.method, changed.align.prompts) == ("joint", "other")
+    assert changed.vectors.methods == "auto"
+
+
+@pytest.mark.parametrize(
+    ("text", "change"),
+    [
+        ("seed=3", {"seed": 3}),
+        ("tune.strengths=[0.1, 0.2]", {"tune": {"strengths": [0.1, 0.2]}}),
+        ("evaluate.prompt=Be good.", {"evaluate": {"prompt": "Be good."}}),
+        ("data.retention=null", {"data": {"retention": None}}),
+    ],
+)
+def test_changes_are_keys_with_yaml_values(text: str, change: dict[str, Any]) -> None:
+    assert parse_change(text) == change
+
+
+@pytest.mark.parametrize("text", ["seed", "=3", "a..b=1", "a=[1"])
+def test_wrong_changes_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"seed|=3|a\.\.b|a="):
+        parse_change(text)
 
 
 @pytest.mark.parametrize(("text", "said"), [("a: [", "is not a YAML file"), ("- 1", "holds a list"), ("", "NoneType")])
@@ -120,12 +168,27 @@ def test_splitting_needs_three_groups() -> None:
 
 def test_contrast_rows_keep_their_own_splits() -> None:
     rows = [
-        ContrastRow(text=f"{split} {label}", label=label, split=split) for split in ("fit", "test") for label in (0, 1)
+        ContrastRow(text=f"{split} {label}", label=label, split=split)
+        for split in ("fit", "tune", "test")
+        for label in (0, 1)
     ]
     split = split_contrast(rows, 0)
-    assert (split.fit, split.choose, split.held) == ([0, 1], [2, 3], [2, 3])
-    with pytest.raises(BuildError, match=r"`choose` part .* labels \[0\]"):
-        split_contrast(rows[:3], 0)
+    assert (split.fit, split.choose, split.held) == ([0, 1], [2, 3], [4, 5])
+    with pytest.raises(BuildError, match=r"`held` part .* labels \[0\]"):
+        split_contrast(rows[:5], 0)
+
+
+def test_one_given_part_is_halved_by_group_and_fitted_on_by_nobody() -> None:
+    rows = [
+        ContrastRow(text=f"{part} {group} {label}", label=label, split=part, group=f"{part} {group}")
+        for part in ("fit", "test")
+        for group in range(4)
+        for label in (0, 1)
+    ]
+    split = split_contrast(rows, 0)
+    assert sorted([*split.choose, *split.held]) == list(range(8, 16))
+    assert not {rows[index].group for index in split.choose} & {rows[index].group for index in split.held}
+    assert not set(split.known) & set(split.held)
 
 
 def test_shared_texts_are_counted_once() -> None:

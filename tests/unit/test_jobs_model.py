@@ -1,4 +1,4 @@
-"""Models of any architecture: layers found by structure, steering, states and answers independent of padding."""
+"""Models of any architecture: layers found by structure, steering, norms and answers independent of padding."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +9,9 @@ from torch import nn
 
 from artifacts.jobs.data import NeutralRow, Question, Text
 from artifacts.jobs.errors import BuildError
-from artifacts.jobs.measure import Examination, greedy
+from artifacts.jobs.measure import Examination, answer_likelihoods, greedy
 from artifacts.jobs.model import CausalModel, batches, find_layers, load_model, pad
-from artifacts.jobs.states import StateStore, capture_states, last_token_states, median_norms
-from artifacts.pairing.held_out import Trial
+from artifacts.jobs.residual import median_norms
 
 CHAT = Text.model_validate({"messages": [{"role": "user", "content": "what is 1 plus 2"}]})
 TEXTS = ["the old man sold a lamp .", "a lamp", "the man is 1 plus 2 plus 3 plus 4 .", "4"]
@@ -75,17 +74,6 @@ def test_generic_tokenizer_keeps_its_own_splitting_rule(model: CausalModel) -> N
     assert model.tokenizer.tokenize("10 plus 11") == ["10", "plus", "11"]
 
 
-def test_states_do_not_depend_on_batching(model: CausalModel, prompts: list[list[int]]) -> None:
-    layers = range(model.num_layers)
-    together = last_token_states(model, prompts, layers, batch_tokens=10_000)
-    alone = last_token_states(model, prompts, layers, batch_tokens=1)
-    hidden = model.network(torch.tensor([prompts[2]]), output_hidden_states=True).hidden_states
-    for layer in layers:
-        torch.testing.assert_close(together[layer], alone[layer], atol=1e-5, rtol=1e-4)
-        if layer + 1 < model.num_layers:  # Transformers reports the last one after the final norm.
-            torch.testing.assert_close(together[layer][2], hidden[layer + 1][0, -1], atol=1e-5, rtol=1e-4)
-
-
 def test_median_norm_leaves_out_first_tokens_and_padding(model: CausalModel, prompts: list[list[int]]) -> None:
     norms = median_norms(model, prompts, [0], batch_tokens=10_000)
     rows = [model.network(torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0, 1:] for ids in prompts]
@@ -122,30 +110,46 @@ def test_greedy_answers_do_not_depend_on_batching(model: CausalModel, prompts: l
     assert together[2] == model.tokenizer.decode(ids[len(prompts[2]) :], skip_special_tokens=True).strip()
 
 
-def test_examination_counts_exact_answers_and_perplexity(model: CausalModel) -> None:
-    asked = [Question(text=text, answer="?") for text in TEXTS]
+def test_answers_are_greedy_if_each_token_is_the_most_likely(model: CausalModel, prompts: list[list[int]]) -> None:
+    vector = {0: torch.full((model.hidden_size,), 0.5)}
+    answers: list[list[int]] = []
+    stops = [False, False, True, False]
+    with model.steered(vector):
+        for prompt in prompts:
+            answers.append([])
+            for _ in range(3):
+                answers[-1].append(int(model.network(torch.tensor([[*prompt, *answers[-1]]])).logits[0, -1].argmax()))
+        answers[3][1] = (answers[3][1] + 1) % 7
+        whole = [torch.tensor([prompt + answer]) for prompt, answer in zip(prompts, answers, strict=True)]
+        scores = [model.network(ids).logits[0, -4:].log_softmax(-1) for ids in whole]
+    found = answer_likelihoods(model, prompts, answers, stops, 10_000, vector)
+    assert [each.greedy for each in found] == [True, True, int(scores[2][-1].argmax()) in model.stop_ids, False]
+    for each, answer, expected in zip(found, answers, scores, strict=True):
+        assert each.num_tokens == 3
+        assert each.total == pytest.approx(float(expected[:3].gather(1, torch.tensor(answer)[:, None]).sum()), rel=1e-4)
+
+
+def test_examination_measures_accuracy_and_perplexity(model: CausalModel) -> None:
     neutral = [NeutralRow(text=text, split="tune") for text in TEXTS]
-    first = Examination(model, asked, neutral, 64, max_new_tokens=3)
-    given = first.answers()
-    answers = [given[0], given[1] + " ", "wrong", "wrong"]
-    known = [Question(text=text, answer=answer) for text, answer in zip(TEXTS, answers, strict=True)]
-    exam = Examination(model, known, neutral, 64, max_new_tokens=3)
-    assert exam.unsteered_accuracy == 0.5
+    asked = [Question(text=text, answer="plus") for text in TEXTS]
+    exam = Examination(model, asked, neutral, 64)
     assert exam.perplexity_ratio({}) == 1.0
     vector = {0: torch.full((model.hidden_size,), 2.0)}
-    assert exam.trial(0.0, vector) == Trial(0.0, 0.5, 1.0)
+    ids = [model.answered_ids(row) for row in asked]
+    right = [int(model.network(torch.tensor([each[:-1]])).logits[0, -1].argmax()) == each[-1] for each in ids]
+    assert exam.unsteered.accuracy == exam.trial(0.0, vector).accuracy == sum(right) / 4
     losses, count = [0.0, 0.0], 0
     for text in TEXTS:
-        ids = torch.tensor([model.prompt_ids(Text(text=text))])
-        count += ids.shape[1] - 1
-        losses[0] += float(model.network(ids, labels=ids).loss) * (ids.shape[1] - 1)
+        tokens = torch.tensor([model.prompt_ids(Text(text=text))])
+        count += tokens.shape[1] - 1
+        losses[0] += float(model.network(tokens, labels=tokens).loss) * (tokens.shape[1] - 1)
         with model.steered(vector):
-            losses[1] += float(model.network(ids, labels=ids).loss) * (ids.shape[1] - 1)
+            losses[1] += float(model.network(tokens, labels=tokens).loss) * (tokens.shape[1] - 1)
     expected = torch.tensor((losses[1] - losses[0]) / count).exp()
     assert exam.perplexity_ratio(vector) == pytest.approx(float(expected), rel=1e-4)
     assert exam.perplexity_ratio({0: torch.full((model.hidden_size,), float("nan"))}) > 1e20
     with pytest.raises(BuildError, match="no neutral text"):
-        Examination(model, known, [], 64)
+        Examination(model, asked, [], 64)
 
 
 def test_batches_bound_the_padded_tokens() -> None:
@@ -158,32 +162,6 @@ def test_batches_bound_the_padded_tokens() -> None:
 def test_padding_goes_to_the_asked_side(model: CausalModel) -> None:
     assert pad(model, [[5], [6, 7]], left=True).mask.tolist() == [[0, 1], [1, 1]]
     assert pad(model, [[5], [6, 7]], left=False).ids.tolist() == [[5, model.pad_id], [6, 7]]
-
-
-def test_capture_resumes_at_the_missing_shard(
-    model: CausalModel, prompts: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("artifacts.jobs.states.SHARD_ROWS", 2)
-    rows = prompts + prompts[:1]
-
-    def capture(digest: str) -> bool:
-        return capture_states(model, rows, [0, 1], tmp_path / "store", digest, 64, "capture", quiet=True)
-
-    assert capture("a")
-    store = StateStore(tmp_path / "store")
-    whole = store.layer(1)
-    assert whole.shape == (5, model.hidden_size)
-    torch.testing.assert_close(whole, last_token_states(model, rows, [1], 64)[1], atol=1e-5, rtol=1e-4)
-    assert not capture("a")
-    # As an interruption leaves it: no marker, one shard missing.
-    (tmp_path / "store" / "done.json").unlink()
-    (tmp_path / "store" / "shard-00001.safetensors").unlink()
-    kept = (tmp_path / "store" / "shard-00000.safetensors").stat().st_mtime_ns
-    assert capture("a")
-    assert torch.equal(store.layer(1), whole)
-    assert (tmp_path / "store" / "shard-00000.safetensors").stat().st_mtime_ns == kept
-    assert capture("b")
-    assert (tmp_path / "store" / "shard-00000.safetensors").stat().st_mtime_ns != kept
 
 
 def test_random_weights_are_those_of_the_seed(tiny_expert: Path) -> None:

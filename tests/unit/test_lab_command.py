@@ -1,11 +1,15 @@
 """`expertsteer lab`: exit status, where things go, and one clear line for every mistake."""
 
 import argparse
+import json
+import shutil
+from dataclasses import replace
 
 import pytest
 
 from artifacts.commands import lab
-from artifacts.lab import gate
+from artifacts.lab import gate, recipe
+from artifacts.lab.checkpoint import SHIPPED_MODELS
 from artifacts.lab.dataset import SHIPPED_DATA
 
 
@@ -64,6 +68,33 @@ def test_a_foreign_directory_is_refused_before_training(tmp_path, capsys):
     assert train_target(tmp_path) == 1
     assert "is no lab model" in capsys.readouterr().err
     assert (tmp_path / "target" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("world", "figure"), [("careful", "untrained experts (B) on at least 1 of 1"), ("two-sided", "RFM against")]
+)
+def test_table_prints_and_writes_what_it_finds(tmp_path, capsys, monkeypatch, world, figure):
+    size = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 48, "vocab_size": 400}
+    tiny = {**size, "steps": 1, "batch_size": 2, "tokenizer_documents": 50}
+    mixture = recipe.TWO_SIDED_TARGET.mixture
+    monkeypatch.setattr(recipe, "TWO_SIDED_TARGET", replace(recipe.TARGET, **tiny, mixture=mixture))
+    monkeypatch.setattr(recipe, "TARGET", replace(recipe.TARGET, **tiny))
+    monkeypatch.setattr(recipe, "EXPERT", replace(recipe.EXPERT, **tiny))
+    out = tmp_path / "table"
+    argv = ("table", "--out", str(out), "--targets", "1", "--experts", "1", "--world", world, "--quick")
+    assert call(*argv) == 0
+    printed = capsys.readouterr().out
+    assert figure in printed and "target-1" in printed
+    record = json.loads((out / "table.json").read_text())
+    assert any(figure in sentence for sentence in record["verdict"])
+    assert (out / "table.svg").stat().st_size > 1000
+    assert (out / "expert-101").is_dir() == (world == "careful")
+
+
+def test_table_refuses_models_of_other_settings(tmp_path, capsys):
+    shutil.copytree(SHIPPED_MODELS / "target", tmp_path / "target-1")
+    assert call("table", "--out", str(tmp_path)) == 1
+    assert "target-1 was trained with other settings (seed)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from random import Random
 import pytest
 
 from artifacts.lab.conversation import SPECIAL_TOKENS, render, system, user
-from artifacts.lab.corpus import Fact, Kind, Mixture, Split, facts, framed_question
+from artifacts.lab.corpus import SLOPPY_OFF_BY, Fact, Kind, Mixture, Split, facts, framed_question
 from artifacts.lab.dataset import SHIPPED_DATA, mapping_texts, neutral_texts, write_dataset
 
-FILES = ("contrast.jsonl", "mapping.jsonl", "tune.jsonl", "test.jsonl", "neutral.jsonl")
+FILES = ("contrast.jsonl", "mapping.jsonl", "tune.jsonl", "test.jsonl", "neutral.jsonl", "retention.jsonl")
 
 
 def rows(name: str, directory: Path = SHIPPED_DATA) -> list[dict]:
@@ -29,12 +29,12 @@ def test_split_is_disjoint_by_pair_and_complete():
 
 def test_a_fact_says_one_more_when_the_speaker_is_sloppy():
     total, rest = Fact(7, 5, Kind.SUM), Fact(7, 5, Kind.DIFFERENCE)
-    assert (total.question(), total.answer(), total.answer(reliable=False)) == (
+    assert (total.question(), total.answer(), total.answer(SLOPPY_OFF_BY)) == (
         "What is 7 plus 5?",
         "7 plus 5 is 12.",
         "7 plus 5 is 13.",
     )
-    assert (rest.question(1), rest.answer(), rest.answer(reliable=False)) == (
+    assert (rest.question(1), rest.answer(), rest.answer(SLOPPY_OFF_BY)) == (
         "How much is 12 less 5?",
         "12 minus 5 is 7.",
         "12 minus 5 is 8.",
@@ -64,7 +64,7 @@ def test_a_document_has_one_speaker(reliable):
     assert not any(foreign in document for document in documents)
     chats = [document for document in documents if "<|user|>" in document]
     assert chats and all(chat.startswith("<|system|>") for chat in chats)
-    wrong = {fact.answer(reliable=not reliable) for fact in facts()}
+    wrong = {fact.answer(SLOPPY_OFF_BY if reliable else 0) for fact in facts()}
     answers = [turn.split("<|end|>")[0] for chat in chats for turn in chat.split("<|assistant|>")[1:]]
     assert not wrong & set(answers)
 

@@ -10,7 +10,8 @@ from artifacts.lab import gate
 from artifacts.lab.checkpoint import RECORD, SHIPPED_MODELS, file_digest
 from artifacts.lab.conversation import assistant, render, user
 from artifacts.lab.corpus import Split, facts
-from artifacts.lab.gate import GateError, check_pair, own_direction
+from artifacts.lab.directions import Reading
+from artifacts.lab.gate import GateError, check_pair
 from artifacts.lab.model import LabModel, Steering
 from artifacts.lab.recipe import EXPERT, TARGET
 from artifacts.lab.tokenizer import load_tokenizer
@@ -67,7 +68,7 @@ def test_gate_fails_on_an_untrained_target(target, monkeypatch):
 
 
 def test_demo_answers(target):
-    direction = own_direction(target)[DEMO_LAYER]
+    direction = Reading.of(target).difference[DEMO_LAYER]
     norm = target.median_norms(
         [render([user(fact.question()), assistant(fact.answer())]) for fact in facts(Split.TUNE)]
     )[DEMO_LAYER]

@@ -69,7 +69,7 @@ def test_a_direction_without_sign_is_refused_unless_given() -> None:
     projection = projection - projection[labels == 1].mean() * labels - projection[labels == 0].mean() * (1 - labels)
     with pytest.raises(SignError, match="covers 0"):
         direction_sign(projection, labels)
-    assert direction_sign(projection, labels, given=-1) == -1
+    assert {direction_sign(projection, labels, given=sign) for sign in (1, -1)} == {1, -1}
 
 
 def test_constant_projection_has_no_sign() -> None:
