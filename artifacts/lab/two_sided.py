@@ -1,10 +1,13 @@
-"""The lab's second world: whether a speaker can be told is the label, and that is no direction in a model's states.
+"""The lab's second world: the label is whether a speaker can be told, which is to either side of an axis.
 
 A prompt gives four pieces of evidence about the speaker, two adjectives and two objects, each for or against being
 reliable. Their log-odds add up: where all agree the speaker can be told, and is nearly always reliable or nearly always
 sloppy; where they balance either is as likely. What a model needs for its answers is the sum, one axis, and the label
 asks how far out on it a speaker is, to either side. As far as the evidence is additive the means of both
 classes coincide and no linear probe tells them apart; the axis is what steering takes, once somebody gives it a sign.
+
+That holds behind the first block of a trained target. Later blocks make the label linear as well, and steering works
+there: see tests/bench/results/lab-table.txt.
 """
 
 import math
