@@ -83,8 +83,11 @@ def run(args: argparse.Namespace) -> int:
     return guarded("build", lambda: _run(args))
 
 
-def guarded(command: str, work: Callable[[], int]) -> int:
-    """The exit status of some work, its refusals as one line on stderr."""
+RESUMES = "the same command goes on where this one stopped"
+
+
+def guarded(command: str, work: Callable[[], int], interrupted: str = RESUMES) -> int:
+    """The exit status of some work, its refusals as one line on stderr; `interrupted` says what Ctrl-C left behind."""
     # Threads that wait by spinning take the processor from those that work when other programs want it too. The OpenMP
     # runtime reads this when torch loads it, and not again.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -99,10 +102,10 @@ def guarded(command: str, work: Callable[[], int]) -> int:
         say(f"expertsteer {command}: {' '.join(str(error).split())}")
         return 1
     except torch.OutOfMemoryError as error:
-        say(f"expertsteer {command}: out of memory; use a smaller batch_tokens: {' '.join(str(error).split())}")
+        say(f"expertsteer {command}: out of memory; take fewer tokens a batch: {' '.join(str(error).split())}")
         return 1
     except KeyboardInterrupt:
-        say(f"expertsteer {command}: interrupted; the same command goes on where this one stopped")
+        say(f"expertsteer {command}: interrupted; {interrupted}")
         return 130
 
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from artifacts.commands.build import guarded
 from artifacts.commands.eval_arguments import add_arguments
 
 if TYPE_CHECKING:
@@ -24,19 +25,9 @@ GATE_FAILED = 3
 
 def run(args: argparse.Namespace) -> int:
     """Measure; see the epilog for the exit status."""
-    from artifacts.errors import BundleError
-    from artifacts.jobs.errors import BuildError
-
-    try:
-        if args.write_controls is None and not args.data:
-            return _usage("--data names no file of questions; give at least one")
-        return _run(args)
-    except (BuildError, BundleError, OSError) as error:
-        print(f"expertsteer eval: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("expertsteer eval: interrupted; nothing was written", file=sys.stderr)
-        return 130
+    if args.write_controls is None and not args.data:
+        return _usage("--data names no file of questions; give at least one")
+    return guarded("eval", lambda: _run(args), "nothing was written")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -53,8 +44,16 @@ def _run(args: argparse.Namespace) -> int:
             f"{len(written)} bundles in {args.write_controls}; serve them with --steering-bundle beside {args.bundle}"
         )
         return 0
-    report = _measure(args, bundle, vectors)
     output = args.output or Path(f"{bundle.manifest.name}-eval")
+    # Before the hours of work whose result goes there; without a result it is taken away again.
+    made = not output.exists()
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        report = _measure(args, bundle, vectors)
+    except BaseException:
+        if made:
+            output.rmdir()
+        raise
     _write(report, output)
     if not args.quiet:
         _print_report(report, output)
@@ -74,6 +73,7 @@ def _measure(args: argparse.Namespace, bundle: "Bundle", vectors: "BundleVectors
     from artifacts.jobs.workdir import file_digest
 
     questionnaire = read_questionnaire(args.data, args.retention)
+    files = tuple(DataFile(path=path.name, digest=file_digest(path)) for path in (*args.data, *args.retention))
     with ExitStack() as stack:
         judge = _judge(args, bundle, stack)
         prepared = _prepare(args, bundle, vectors, stack)
@@ -94,7 +94,7 @@ def _measure(args: argparse.Namespace, bundle: "Bundle", vectors: "BundleVectors
     return report.model_copy(
         update={
             "gates": check_gates(args.gate, report.figures),
-            "data": tuple(DataFile(path=str(path), digest=file_digest(path)) for path in (*args.data, *args.retention)),
+            "data": files,
             "pairs": tuple(each for each in pairs if isinstance(each, dict)) if isinstance(pairs, list) else (),
         }
     )
@@ -115,7 +115,7 @@ def _prepare(args: argparse.Namespace, bundle: "Bundle", vectors: "BundleVectors
     served = served_model(args.target)
     expected = served.fingerprint if args.fingerprint == "enforce" else bundle.manifest.target.fingerprint
     check_target(bundle, replace(served, fingerprint=expected))
-    return local_subject(bundle, vectors, args.target, args.dtype, args.device, args.batch_tokens)
+    return local_subject(bundle, vectors, args.target, served.fingerprint, args.dtype, args.device, args.batch_tokens)
 
 
 def _about(bundle: "Bundle", vectors: "BundleVectors", prepared: "Prepared") -> "About":
@@ -172,9 +172,12 @@ def _key_from(variable: str | None) -> str | None:
 
     if variable is None:
         return None
-    key = os.environ.get(variable)
+    # A key from a mounted secret often ends in a newline.
+    key = os.environ.get(variable, "").strip()
     if not key:
         raise BuildError(f"the environment variable {variable} is not set; put the API key into it")
+    if not (key.isascii() and key.isprintable()):
+        raise BuildError(f"the API key in {variable} has characters that no HTTP header takes; set it anew")
     return key
 
 
@@ -182,7 +185,6 @@ def _write(report: "Report", output: Path) -> None:
     from artifacts.evaluation.html import write_html
     from artifacts.evaluation.schema import write_report
 
-    output.mkdir(parents=True, exist_ok=True)
     write_report(output / "report.json", report)
     write_html(output / "report.html", report)
 

@@ -25,7 +25,8 @@ gates: sums of figures with >=, <=, > or < between them, for example
   --gate 'on >= 0.6' --gate 'on - random.mean >= 0.2' --gate 'on > untrained' --gate 'perplexity_ratio <= 1.25'
 figures: off, on, negated, prompt, own, untrained and other controls, each with .low, .high, .perplexity_ratio,
   .retention, .clas, .axbench, .likelihood (without a name: of `on`); random.mean, .max, .min and so for other chance;
-  gap_closed.prompt, gap_closed.expert; spearman; p.NAME (Holm-adjusted McNemar; rank for chance)
+  gap_closed.prompt, gap_closed.expert; spearman; p.NAME (two-sided McNemar, Holm-adjusted: add
+  `on > NAME`; the rank among draws of chance)
 
 through a server, controls are measured where it holds them as profiles:
   expertsteer eval BUNDLE --write-controls DIR

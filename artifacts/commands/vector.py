@@ -1,8 +1,9 @@
 """`expertsteer vector import|export`: vectors of llama.cpp, repeng, NumPy and safetensors to bundles and back."""
 
 import argparse
-import sys
 from pathlib import Path
+
+from artifacts.commands.build import guarded
 
 HELP = "Turn control vectors of other programs into bundles, and bundles into theirs."
 _FILES = ".gguf (llama.cpp, repeng), .npy or .safetensors"
@@ -55,14 +56,11 @@ def _add_import(action: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen action; 0 when the file lies at its place, 1 with one line on stderr otherwise."""
-    from artifacts.errors import BundleError
-    from artifacts.jobs.errors import BuildError
+    return guarded(f"vector {args.action}", lambda: _run(args), "nothing was written")
 
-    try:
-        lines = _import(args) if args.action == "import" else _export(args)
-    except (BuildError, BundleError, OSError) as error:
-        print(f"expertsteer vector {args.action}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+
+def _run(args: argparse.Namespace) -> int:
+    lines = _import(args) if args.action == "import" else _export(args)
     print("\n".join(lines))
     return 0
 

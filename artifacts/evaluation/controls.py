@@ -1,10 +1,12 @@
 """Control vectors of a bundle: read from its evidence, or written as bundles of their own for a server."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import ValidationError
 from safetensors import safe_open
 from torch import Tensor
 
@@ -18,6 +20,9 @@ from artifacts.manifest import Intervention, Manifest
 PREFIX: Final = "control."
 _ABSENT: Final = "the bundle holds no such control vector; build it anew with this version"
 _MAX_NAME: Final = 64
+_NAME: Final = re.compile(r"[a-z][a-z0-9-]*")
+# Names of other conditions and figures: a control called so would take their place, and gates would read it.
+_RESERVED: Final = re.compile(r"off|on|negated|prompt|expert|p|random(-\d+)?")
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,8 @@ def bundle_vectors(path: Path, bundle: Bundle, num_random: int, seed: int) -> Bu
         own[step.layer] = own[step.layer] + row if step.layer in own else row
     strength = manifest.recommended_strength
     random = tuple(Vector(rows, strength) for rows in random_rows(own, num_random, seed))
-    return BundleVectors(Vector(own, strength), _controls(path, bundle), random, _missing(manifest))
+    controls = _controls(path, bundle)
+    return BundleVectors(Vector(own, strength), controls, random, _missing(manifest, controls))
 
 
 def write_controls(directory: Path, bundle: Bundle, vectors: BundleVectors) -> list[Path]:
@@ -98,7 +104,11 @@ def write_controls(directory: Path, bundle: Bundle, vectors: BundleVectors) -> l
         )
         path = directory / f"{manifest.name}.safetensors"
         rows = {f"runtime.{layer}.0.write": row.float() for layer, row in vector.rows.items()}
-        write_bundle(path, Manifest.model_validate(manifest.model_dump()), rows)
+        try:
+            checked = Manifest.model_validate(manifest.model_dump())
+        except ValidationError as error:
+            raise BuildError(f"control {quoted(name)} makes no bundle: {error.errors()[0]['msg']}") from error
+        write_bundle(path, checked, rows)
         written.append(path)
     return written
 
@@ -132,7 +142,12 @@ def _controls(path: Path, bundle: Bundle) -> dict[str, Vector]:
             if not entry.name.startswith(PREFIX):
                 continue
             name, _, layer = entry.name.removeprefix(PREFIX).rpartition(".")
-            usable = name and layer.isdecimal() and int(layer) < target.num_layers
+            usable = (
+                _NAME.fullmatch(name)
+                and not _RESERVED.fullmatch(name)
+                and layer.isdecimal()
+                and int(layer) < target.num_layers
+            )
             if not usable or entry.shape != (target.hidden_size,):
                 raise BuildError(
                     f"{path}: {quoted(entry.name)} of shape {list(entry.shape)} is no control vector of "
@@ -142,10 +157,16 @@ def _controls(path: Path, bundle: Bundle) -> dict[str, Vector]:
     return {name: Vector(rows, _strength(path, declared, name)) for name, rows in sorted(found.items(), key=_order)}
 
 
+def stem(name: str) -> str:
+    """What a control is a draw of, or its own name."""
+    head, _, number = name.rpartition("-")
+    return head if number.isdecimal() else name
+
+
 def _order(item: tuple[str, object]) -> tuple[str, int]:
     """Draws by number, so that 10 follows 9."""
-    stem, _, number = item[0].rpartition("-")
-    return (stem, int(number)) if number.isdecimal() else (item[0], -1)
+    number = item[0].rpartition("-")[2]
+    return stem(item[0]), int(number) if number.isdecimal() else -1
 
 
 def _strength(path: Path, declared: Any, name: str) -> float:
@@ -159,8 +180,9 @@ def _strength(path: Path, declared: Any, name: str) -> float:
     return float(strength)
 
 
-def _missing(manifest: Manifest) -> dict[str, str]:
+def _missing(manifest: Manifest, found: Mapping[str, Vector]) -> dict[str, str]:
     """The builder's own reasons, and for what it does not mention that it is not there."""
     reasons: Any = manifest.evaluation.get("controls_missing", {})
     known = {str(key): str(value) for key, value in reasons.items()} if isinstance(reasons, dict) else {}
-    return {**{name: _ABSENT for name in BASELINES if name not in ("random", "prompt")}, **known}
+    held = {"random", "prompt"} | {stem(name) for name in found}
+    return {**{name: _ABSENT for name in BASELINES if name not in held}, **known}

@@ -18,6 +18,7 @@ _FIRST_PAUSE_S: Final = 0.5
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_KEEPALIVE_S = 2.0
 
 
 class Endpoint:
@@ -39,9 +40,11 @@ class Endpoint:
         """
         self.url = url.rstrip("/")
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        # Shorter than the 5 s after which common servers drop an idle connection: no request meets a closing one.
+        limits = httpx.Limits(max_connections=workers, keepalive_expiry=_KEEPALIVE_S)
         try:
             parsed = httpx.URL(self.url)
-            self._client = httpx.Client(headers=headers, timeout=timeout, limits=httpx.Limits(max_connections=workers))
+            self._client = httpx.Client(headers=headers, timeout=timeout, limits=limits)
         except (httpx.InvalidURL, UnicodeError, ValueError) as error:
             raise BuildError(f"{quoted(url)} is no address ({error}); give one like http://host:8000") from None
         if parsed.scheme not in ("http", "https") or not parsed.host:
@@ -92,7 +95,13 @@ class Endpoint:
             for attempt in range(_ATTEMPTS):
                 if attempt:
                     time.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1))
-                response = self._client.request(method, address, json=body)
+                try:
+                    response = self._client.request(method, address, json=body)
+                except (httpx.RemoteProtocolError, httpx.ReadError):
+                    # The connection broke. Every request here may be asked again.
+                    if attempt == _ATTEMPTS - 1:
+                        raise
+                    continue
                 if response.status_code not in _BUSY:
                     break
         except httpx.TimeoutException:

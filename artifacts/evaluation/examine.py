@@ -18,6 +18,7 @@ class Answered:
         correct: by question.
         likelihoods: log-likelihood per token of the right answer in nats; None where it was not asked for.
         texts: generated answers; None where nothing was generated.
+        compared: exact questions that both ways of telling an exact answer were used on.
         disagreements: exact questions on which the forced pass and the generated text disagree; None unless both
             were done.
     """
@@ -26,6 +27,7 @@ class Answered:
     likelihoods: list[float | None]
     texts: list[str | None]
     disagreements: int | None = None
+    compared: int = 0
 
     @property
     def mean_likelihood(self) -> float | None:
@@ -36,8 +38,7 @@ class Answered:
     @property
     def agreement(self) -> float | None:
         """Share of the questions compared on which both ways of telling exact answers agree."""
-        compared = sum(text is not None for text in self.texts)
-        return None if self.disagreements is None or not compared else 1 - self.disagreements / compared
+        return None if self.disagreements is None else 1 - self.disagreements / self.compared
 
 
 class Examiner:
@@ -112,6 +113,7 @@ class Examiner:
             elif row.answer is not None:
                 right = metrics.exact_match(text, row.answer)
                 if compared:
+                    found.compared += 1
                     found.disagreements = (found.disagreements or 0) + (right != found.correct[place])
                 else:
                     found.correct[place] = right

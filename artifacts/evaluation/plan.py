@@ -45,7 +45,7 @@ def measurements(about: About, baselines: Baselines, settings: Settings) -> list
     """Everything to measure; unsteered comes first, no strength of the vector twice.
 
     Raises:
-        ValueError: too few random directions.
+        ValueError: too few random directions, or two conditions of one name.
     """
     if 0 < len(baselines.random) < MIN_RANDOM:
         raise ValueError(
@@ -70,6 +70,9 @@ def measurements(about: About, baselines: Baselines, settings: Settings) -> list
         Measurement("random", f"random-{index}", condition, draw_of="random")
         for index, condition in enumerate(baselines.random)
     ]
+    names = [each.name for each in plan]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two conditions are called {max(names, key=names.count)!r}; rename that control")
     return plan
 
 

@@ -41,7 +41,7 @@ def dose_plot(report: Report) -> str:
                     "random directions, mean", (max(strengths), draw.mean.value), xytext=(0, 3),
                     textcoords="offset points", ha="right", color=GREY, fontsize=8,
                 )  # fmt: skip
-        axes.set(xlabel="strength (median norms of the layer)", ylim=(-0.02, 1.05))
+        axes.set(xlabel="strength", ylim=(-0.02, 1.05))
         axes.set_ylabel("accuracy", color=BLUE)
         ratios = [(each.strength, each.perplexity_ratio.value) for each in shown if each.perplexity_ratio is not None]
         if ratios:

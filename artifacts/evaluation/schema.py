@@ -66,7 +66,7 @@ class About(_Part):
 
 
 class DataFile(_Part):
-    """A file of questions: its name, SHA-256 of its bytes, and rows of each task that were used."""
+    """A file of questions: its name and the SHA-256 of its bytes when they were read."""
 
     path: str
     digest: str

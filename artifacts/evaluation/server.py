@@ -140,7 +140,8 @@ class ServerSubject:
     def _post(self, path: str, body: dict[str, Any], steering: Condition) -> Any:
         answer = self._endpoint.post(path, {"model": self.model, **body})
         expected = None if steering.name is None else self.profiles[steering.name]
-        check_receipt(answer, expected, steering.strength)
+        asked = body.get("steering_profile", {}).get("scope")
+        check_receipt(answer, expected, steering.strength, asked)
         return answer
 
     def _prompt(self, row: Text) -> list[int]:
@@ -154,13 +155,21 @@ class ServerSubject:
         """Tokens as the server makes them; each text is asked for once."""
         key = json.dumps(body)
         if key not in self._tokens:
-            tokens = _key(self._endpoint.post("/tokenize", {"model": self.model, **body}), "tokens")
-            self._tokens[key] = [int(token) for token in tokens]
+            tokens = _list(self._endpoint.post("/tokenize", {"model": self.model, **body}), "tokens")
+            if not all(isinstance(token, int) for token in tokens):
+                raise BuildError(f"the server's tokens are {quoted(tokens)}, not numbers; is it vLLM 0.32?")
+            self._tokens[key] = tokens
         return self._tokens[key]
 
 
-def check_receipt(answer: Any, profile: ServedProfile | None, strength: float) -> None:
-    """Hold the receipt of an answer against what was asked; `profile` is None for no steering.
+def check_receipt(answer: Any, profile: ServedProfile | None, strength: float, scope: str | None = None) -> None:
+    """Hold the receipt of an answer against what was asked.
+
+    Args:
+        answer: of the server.
+        profile: None for no steering.
+        strength: that was asked for.
+        scope: that was asked for; None for the profile's own.
 
     Raises:
         BuildError: they differ, so the answer is worth nothing.
@@ -180,12 +189,18 @@ def check_receipt(answer: Any, profile: ServedProfile | None, strength: float) -
     ran = receipt.get("strength")
     if not isinstance(ran, int | float) or not math.isclose(ran, strength, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE):
         raise BuildError(f"the receipt of {profile.name} says strength {quoted(ran)} and {strength:g} was asked for")
-    if strength != 0 and not receipt.get("tokens_steered"):
+    scope = scope or profile.scope
+    if receipt.get("scope") != scope:
+        raise BuildError(f"the receipt of {profile.name} says scope {quoted(receipt.get('scope'))}, asked was {scope}")
+    # The first generated token comes from the prompt's last one, which `generation` leaves alone.
+    generated = answer.get("usage", {}).get("completion_tokens")
+    nothing_to_steer = scope == "generation" and isinstance(generated, int) and generated <= 1
+    if strength != 0 and not nothing_to_steer and not receipt.get("tokens_steered"):
         raise BuildError(f"the receipt of {profile.name} counts no steered token; nothing proves that it was steered")
 
 
 def _served_model(endpoint: Endpoint, model: str | None) -> str:
-    cards = _key(endpoint.get("/v1/models"), "data")
+    cards = _list(endpoint.get("/v1/models"), "data")
     names = [str(_key(card, "id")) for card in cards if card.get("parent") is None]
     if not names or (model is not None and model not in names):
         raise BuildError(f"{endpoint.url} serves {quoted(names)} and not {quoted(model)}; choose one with --model")
@@ -194,7 +209,7 @@ def _served_model(endpoint: Endpoint, model: str | None) -> str:
 
 def _served_profiles(endpoint: Endpoint) -> Mapping[str, ServedProfile]:
     found = {}
-    for each in _key(endpoint.get("/v1/steering/profiles"), "profiles"):
+    for each in _list(endpoint.get("/v1/steering/profiles"), "profiles"):
         name, description, bundle, scope = (str(_key(each, key)) for key in ("name", "description", "bundle", "scope"))
         found[name] = ServedProfile(name, description, bundle, float(_key(each, "maximum_strength")), scope)
     return found
@@ -217,3 +232,10 @@ def _key(value: Any, *path: str) -> Any:
             raise BuildError(f"the server's answer has no {quoted(key)}: {quoted(value)}; is the address right?")
         value = value[key]
     return value
+
+
+def _list(value: Any, key: str) -> list[Any]:
+    found = _key(value, key)
+    if not isinstance(found, list):
+        raise BuildError(f"the server answered {quoted(found)} where a list of {key} was expected; is it vLLM 0.32?")
+    return found

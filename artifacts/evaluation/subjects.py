@@ -1,12 +1,13 @@
 """From a bundle to a subject with baselines: in a model folder, or on a running server."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from artifacts.bundle import Bundle
 from artifacts.errors import quoted
-from artifacts.evaluation.controls import BundleVectors, control_description, profile_name
+from artifacts.evaluation.controls import BundleVectors, control_description, profile_name, stem
 from artifacts.evaluation.local import LocalSubject
 from artifacts.evaluation.plan import MIN_RANDOM, Baselines
 from artifacts.evaluation.server import ServerSubject
@@ -26,9 +27,15 @@ class Prepared(NamedTuple):
 
 
 def local_subject(
-    bundle: Bundle, vectors: BundleVectors, directory: Path, dtype: str, device: str, batch_tokens: int
+    bundle: Bundle,
+    vectors: BundleVectors,
+    directory: Path,
+    fingerprint: str | None,
+    dtype: str,
+    device: str,
+    batch_tokens: int,
 ) -> Prepared:
-    """The target in a folder, with the bundle's vectors.
+    """The target in a folder, with the bundle's vectors. `fingerprint` is that of the folder's own weights.
 
     Raises:
         BuildError: the model cannot be loaded, or the bundle steers other tokens than all.
@@ -41,11 +48,12 @@ def local_subject(
         )
     model = load_model("target", directory, dtype, device)
     named = vectors.named()
-    rows = {manifest.name: vectors.own.rows, **{f"control.{name}": each.rows for name, each in named.items()}}
-    conditions = {name: Condition(f"control.{name}", each.strength) for name, each in named.items()}
+    # A bundle's name cannot begin with a tilde.
+    rows = {manifest.name: vectors.own.rows, **{f"~{name}": each.rows for name, each in named.items()}}
+    conditions = {name: Condition(f"~{name}", each.strength) for name, each in named.items()}
     about = {"model": str(directory), "dtype": dtype, "device": str(model.device)}
-    if manifest.target.fingerprint is not None:
-        about["weights"] = manifest.target.fingerprint
+    if fingerprint is not None:
+        about["weights"] = fingerprint
     baselines = _baselines(vectors, conditions, dict(vectors.missing))
     return Prepared(LocalSubject(model, rows, batch_tokens), manifest.name, about, baselines, {})
 
@@ -63,13 +71,18 @@ def server_subject(bundle: Bundle, vectors: BundleVectors, subject: ServerSubjec
             f"no profile of the server is this bundle ({bundle.digest}); it holds {quoted(held)}: serve it with "
             "--steering-bundle"
         )
-    conditions, missing = {}, dict(vectors.missing)
+    conditions: dict[str, Condition] = {}
+    missing, lacking = dict(vectors.missing), Counter[str]()
     for name, vector in vectors.named().items():
-        profile = subject.profiles.get(profile_name(bundle.manifest.name, name))
+        kind, profile = stem(name), subject.profiles.get(profile_name(bundle.manifest.name, name))
         if profile is None:
-            missing[name] = "the server holds no profile of it; write it with --write-controls and serve it"
+            lacking[kind] += 1
+            missing[kind] = (
+                f"the server holds no profile of {lacking[kind]} such vectors; write them with --write-controls, serve "
+                "them"
+            )
         elif profile.description != control_description(name, bundle.digest):
-            missing[name] = f"the server's profile {profile.name} is a control of another bundle; write it anew"
+            missing[kind] = f"the server's profile {profile.name} is a control of another bundle; write it anew"
         else:
             conditions[name] = Condition(profile.name, vector.strength)
     measured = [served[0].name, *(each.name for each in conditions.values() if each.name is not None)]
@@ -81,9 +94,9 @@ def _baselines(vectors: BundleVectors, found: Mapping[str, Condition], missing: 
     """Baselines of the conditions that a subject can take; too few random directions are none."""
     random = [f"random-{index}" for index in range(len(vectors.random))]
     held = [name for name in random if name in found]
-    reasons = {name: reason for name, reason in missing.items() if name not in random}
+    reasons = {name: reason for name, reason in missing.items() if name != "random"}
     if len(held) < MIN_RANDOM:
-        reason = next((missing[name] for name in random if name in missing), "none was asked for")
+        reason = missing.get("random", "none was asked for")
         reasons["random"] = f"{len(held)} directions of at least {MIN_RANDOM}: {reason}"
         held = []
     controls = {name: found[name] for name in vectors.controls if name in found}

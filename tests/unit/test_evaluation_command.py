@@ -95,24 +95,26 @@ def test_the_lab_bundle_offline(data: list[Path], tmp_path: Path, capsys: pytest
     assert [Path(file.path).name for file in report.data] == ["test.jsonl", "neutral.jsonl", "retention.jsonl"]
     assert (report.figures["prompt"], report.figures["on.retention"]) == (1, 1)
     assert report.condition("on").agreement == 1 == report.condition("off").agreement
-    assert {draw.name: draw.count for draw in report.draws} == {"random": 30}
-    assert set(report.not_measured) == {"own", "untrained", "permuted-labels", "shuffled-pairs"}
+    counts = {"permuted-labels": 10, "shuffled-pairs": 10, "random": 30}
+    assert {draw.name: draw.count for draw in report.draws} == counts
+    assert report.not_measured == {}
+    assert {"own", "untrained"} <= set(report.figures)
     assert 0 < report.figures["expert"] < 1
     assert report.pairs and "held_out" in report.pairs[0]
     printed = capsys.readouterr()
-    assert "not measured: untrained" in printed.out and "gate passed" in printed.out
+    assert "untrained" in printed.out and "gate passed" in printed.out
 
 
 def test_a_failed_gate_is_exit_status_3_with_figure_and_bound(
     data: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = (BUNDLE, "--target", TARGET, "--data", data[0], "--doses", 2, "--quiet", "--output", tmp_path)
-    assert _eval(*arguments, "--gate", "off > on", "--gate", "on > untrained") == 3
+    assert _eval(*arguments, "--gate", "off > on", "--gate", "on > labeller") == 3
     printed = capsys.readouterr()
     assert printed.out == ""
     lines = printed.err.splitlines()
     assert lines[0].startswith("expertsteer eval: gate FAILED: off > on (0.")
-    assert lines[1] == "expertsteer eval: gate FAILED: on > untrained (untrained was not measured)"
+    assert lines[1] == "expertsteer eval: gate FAILED: on > labeller (labeller was not measured)"
     assert [each.passed for each in read_report(tmp_path / "report.json").gates] == [False, False]
 
 

@@ -96,7 +96,7 @@ def test_random_rows_keep_norm_and_layers_and_follow_the_seed() -> None:
         random_rows(rows, 29, seed=1)
 
 
-@pytest.mark.parametrize("strength", [0.0, 0.4, -0.4, 1.0])
+@pytest.mark.parametrize("strength", [0.0, 0.5, -0.5, 0.8])
 def test_forced_answers_are_the_generated_ones_on_the_lab_model(strength: float) -> None:
     path = LAB / "careful.safetensors"
     bundle = load_bundle(path)
@@ -108,7 +108,7 @@ def test_forced_answers_are_the_generated_ones_on_the_lab_model(strength: float)
     forced = [each.greedy for each in subject.log_likelihoods(rows, [row.answer or "" for row in rows], steering)]
     texts = subject.generate(rows, steering, 32)
     assert forced == [text == row.answer for text, row in zip(texts, rows, strict=True)]
-    if strength == 0.4:
+    if strength == 0.5:
         assert sum(forced) > 0.7 * len(rows)
 
 

@@ -26,7 +26,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 def test_the_lab_files_work_as_they_are() -> None:
     found = read_questionnaire([DATA / "test.jsonl", DATA / "neutral.jsonl"], [DATA / "retention.jsonl"])
-    assert (len(found.target), len(found.retention), len(found.neutral)) == (204, 25, 150)
+    assert (len(found.target), len(found.retention), len(found.neutral)) == (204, 15, 150)
     assert {row.kind for row in found.target} == {"answer"}
     assert {row.split for row in found.neutral} == {"test"}
 

@@ -52,6 +52,7 @@ def _steered(body: Any, choice: dict[str, Any], **changes: Any) -> dict[str, Any
     answer: dict[str, Any] = {"choices": [choice]}
     if asked is not None:
         receipt = {"profile": asked["name"], "bundle": DIGEST, "strength": asked["strength"], "tokens_steered": 3}
+        receipt["scope"] = asked.get("scope", "all")
         answer["steering"] = receipt | changes
     return answer
 
@@ -138,6 +139,7 @@ def test_texts_are_tokenised_once(answering: tuple[Answering, str], subject: Ser
         ({"strength": 0.3}, "says strength 0.3 and 0.4 was asked for"),
         ({"strength": None}, "says strength None"),
         ({"tokens_steered": 0}, "counts no steered token"),
+        ({"scope": "prompt"}, "says scope 'prompt', asked was all"),
     ],
 )
 def test_a_wrong_receipt_is_an_error(

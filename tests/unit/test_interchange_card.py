@@ -87,11 +87,11 @@ def test_the_card_of_the_lab_bundle(tmp_path: Path, capsys: pytest.CaptureFixtur
     bundle = load_bundle(LAB_BUNDLE)
     shown = cells(card.text)
     assert shown["bundle"] == bundle.digest
-    assert shown["recommended strength"] == "0.4"
+    assert shown["recommended strength"] == "0.5"
     assert shown["decoder blocks, from 0"] == "2 (add)"
     assert shown["paired layers, expert to target"] == "3 to 2"
     assert shown["target weights"] == bundle.manifest.target.fingerprint
-    for text in ("0.8382", "0.9265", "untrained expert", "random", bundle.manifest.description):
+    for text in ("0.8971", "0.9265", "untrained expert", "random", bundle.manifest.description):
         assert text in card.text
     assert "expertsteer serve expertsteer-lab-target --steering-bundle careful.safetensors" in card.text
 
