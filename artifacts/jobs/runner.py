@@ -77,11 +77,11 @@ def run_steps(build: Build, last: str, restart: bool, say: Callable[[str], None]
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """Bound the threads of torch and of the BLAS behind NumPy, which otherwise fight over few cores."""
+    """Bound torch's threads, and keep the BLAS behind NumPy to one: its matrices are small and its threads spin."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
-        with threadpool_limits(count):
+        with threadpool_limits(1, user_api="blas"):
             yield
     finally:
         torch.set_num_threads(before)
