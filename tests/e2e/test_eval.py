@@ -118,7 +118,9 @@ def test_controls_that_the_server_does_not_hold_are_named(server: Any, data: lis
     careful = LAB / "careful.safetensors"
     assert _eval(careful, "--server", server.url, *data, "--output", tmp_path, "--quiet", "--prompt", PROMPT) == 0
     report = read_report(tmp_path / "report.json")
-    assert report.not_measured["random"].startswith("0 directions of at least 30: the server holds no profile of it")
+    assert report.not_measured["random"].startswith(
+        "0 directions of at least 30: the server holds no profile of 30 such"
+    )
     assert report.draws == ()
 
 
