@@ -52,7 +52,6 @@ def run(build: Build) -> None:
         BuildError: no aligner is better than permuted pairs, or the expert cannot label.
     """
     directory = build.directory(NAME)
-    directory.mkdir(parents=True, exist_ok=True)
     if build.config.align.method == "labeller":
         scores = _score_labeller(build)
     else:
@@ -74,7 +73,13 @@ def align_scores(build: Build) -> list[AlignScore]:
 
 
 def aligner_of(
-    build: Build, expert: int, target: int, role: str = "expert", pairs: int | None = None, seed: int | None = None
+    build: Build,
+    expert: int,
+    target: int,
+    role: str = "expert",
+    pairs: int | None = None,
+    seed: int | None = None,
+    axes: PrincipalAxes | None = None,
 ) -> AffineMap:
     """The map of a pair from the states of a role.
 
@@ -84,8 +89,16 @@ def aligner_of(
         role: `expert` or `untrained`.
         pairs: seed of a permutation of the pairs; None leaves them.
         seed: of the aligner's initialisation; None takes the build's.
+        axes: `known_axes` of that layer where they are at hand; they take longer than the map.
     """
-    return _fit(build, fit_aligner, (role, expert), ("target", target), pairs, seed)
+    return _fit(build, fit_aligner, (role, expert), ("target", target), pairs, seed, axes)
+
+
+def known_axes(build: Build, role: str, layer: int) -> PrincipalAxes:
+    """Principal axes of a layer's states on the mapping rows that are not held out."""
+    split, config = build.mapping_split, build.config
+    states = store(build, role, "mapping").layer(layer)
+    return principal_axes(states[sorted([*split.fit, *split.choose])], config.align.max_components, config.seed)
 
 
 def decoder_of(build: Build, expert: int, target: int) -> AffineMap:
@@ -102,6 +115,7 @@ def _fit(
     destination: tuple[str, int],
     pairs: int | None = None,
     seed: int | None = None,
+    axes: PrincipalAxes | None = None,
 ) -> AffineMap:
     """Fit on all mapping rows that are not held out."""
     split, config = build.mapping_split, build.config
@@ -114,7 +128,7 @@ def _fit(
     known_choice = [each.hyperparameter for each in scores if (each.expert, each.target) == (source[1], destination[1])]
     chosen = known_choice[0] if known_choice else _hyperparameter(build, inputs, outputs)
     known = sorted([*split.fit, *split.choose])
-    axes = principal_axes(inputs[known], config.align.max_components, config.seed)
+    axes = axes or known_axes(build, *source)
     seed = config.seed if seed is None else seed
     return fit(config.align.method, axes, outputs[known], chosen, seed, config.align.joint_weight)
 
@@ -145,7 +159,7 @@ def _score_layer(build: Build, expert: int) -> list[AlignScore]:
     known = sorted([*split.fit, *split.choose])
     states = store(build, "expert", "mapping").layer(expert)
     first_axes = principal_axes(states[split.fit], config.max_components, seed)
-    axes = principal_axes(states[known], config.max_components, seed)
+    axes = known_axes(build, "expert", expert)
     scores = []
     for target in build.target_layers:
         paired = store(build, "target", "mapping").layer(target)

@@ -105,6 +105,8 @@ class PairingSettings(Section):
     # Pairs, best first, for which every kind of vector is tuned.
     shortlist: int = Field(default=4, ge=1)
     strengths: Grid = (0.3, 0.5, 0.8)
+    # Every layer in one pair at most; the paper does not say.
+    one_to_one: bool = False
     # Whitened components per side, permutations and false-discovery rate of the mutual information.
     components: int = Field(default=32, ge=2, le=64)
     permutations: int = Field(default=100, ge=20)

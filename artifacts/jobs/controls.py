@@ -43,7 +43,6 @@ def settings(build: Build) -> object:
 def run(build: Build) -> None:
     """Make every control and tune the strength of those that stand on their own."""
     directory = build.directory(NAME)
-    directory.mkdir(parents=True, exist_ok=True)
     tuned = load_tuned(build)
     rows: dict[str, Tensor] = {}
     controls = Controls({}, {})

@@ -18,6 +18,7 @@ FORMULAE: Final = (
     "mutual information: (2 x rows x r^2 + r^3 / 3) x permutations x layer pairs",
     "vectors: rows^2 x (2 x components + rows / 3) x iterations for each RFM",
     "a trial: one forward pass over the questions with their answers, the retention questions and the neutral texts",
+    "bundle: 4 bytes x (2 maps of expert width x target width for each steered pair + vectors and controls)",
     "memory: weights of both models + one batch of activations and logits + 3 times one layer's states in float64",
 )
 # A forward pass does not reach the rate of one large matrix product.
@@ -49,6 +50,8 @@ class Workload:
     tries_all_pairs: bool
     pair_strengths: int
     shortlist: int
+    pairs: int
+    maps: bool
     kinds: int
     finalists: int
     strengths: int
@@ -136,6 +139,13 @@ def peak_memory(load: Workload) -> int:
     rows = max(load.contrast_rows, load.mapping_rows)
     states = 3 * rows * max(load.expert.hidden_size, load.target.hidden_size) * 8
     return int(weights + logits + activations + states)
+
+
+def bundle_bytes(load: Workload) -> int:
+    """Size of the bundle: encoder and decoder of every steered pair, RFM vectors, and the control vectors."""
+    maps = 2 * load.pairs * load.expert.hidden_size * load.target.hidden_size if load.maps else 0
+    vectors = load.expert_layers * (load.expert.hidden_size + load.rfm_components)
+    return 4 * (maps + vectors + load.pairs * load.target.hidden_size * (3 + load.chance_controls))
 
 
 def _states_bytes(load: Workload, model: ModelShape, layers: int) -> int:

@@ -48,7 +48,6 @@ def settings(build: Build) -> object:
 def run(build: Build) -> None:
     """Resample the contrast rows of every steered pair."""
     directory = build.directory(NAME)
-    directory.mkdir(parents=True, exist_ok=True)
     chosen = [each for each in load_tuned(build).chosen if BY_NAME[each.kind].method != "labeller"]
     found = tuple(_diagnose(build, each) for each in progress(chosen, "stability", build.quiet))
     write_value(directory / RESULT, tuple[Diagnosis, ...], found)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from artifacts.aligner.affine import AffineMap
-from artifacts.jobs.align import aligner_of
+from artifacts.aligner.axes import PrincipalAxes
+from artifacts.jobs.align import aligner_of, known_axes
 from artifacts.jobs.build import Build
 from artifacts.jobs.capture import store
 from artifacts.jobs.estimate import Examples, estimate
@@ -93,6 +94,7 @@ class DirectionFitter:
         self._chance = chance
         self._fitted: dict[tuple[str, int, int | None], Mapping[str, Tensor]] = {}
         self._aligners: dict[tuple[int, int], AffineMap] = {}
+        self._axes: dict[int, PrincipalAxes] = {}
 
     @cached_property
     def examples(self) -> Examples:
@@ -142,8 +144,16 @@ class DirectionFitter:
             chance = self._chance
             while len(self._aligners) >= _KEPT_ALIGNERS:
                 self._aligners.pop(next(iter(self._aligners)))
-            self._aligners[key] = aligner_of(self._build, expert, target, chance.role, chance.pairs, chance.aligner)
+            self._aligners[key] = aligner_of(
+                self._build, expert, target, chance.role, chance.pairs, chance.aligner, self._axes_of(expert)
+            )
         return self._aligners[key]
+
+    def _axes_of(self, expert: int) -> PrincipalAxes:
+        """Axes of the layer asked for last are kept: pairs come layer by layer."""
+        if expert not in self._axes:
+            self._axes = {expert: known_axes(self._build, self._chance.role, expert)}
+        return self._axes[expert]
 
     def own(self, target: int) -> Tensor:
         """The target's own difference of means: what could be had without an expert."""

@@ -1,6 +1,7 @@
 """Step 9: the test split, once, against every control, as `expertsteer eval` would measure it."""
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from artifacts.evaluation.gates import check_gates, parse_gate
@@ -9,11 +10,21 @@ from artifacts.evaluation.local import LocalSubject, random_rows
 from artifacts.evaluation.plan import Baselines
 from artifacts.evaluation.rows import Questionnaire, read_questionnaire
 from artifacts.evaluation.run import evaluate
-from artifacts.evaluation.schema import About, ConditionResult, Draws, Report, Settings, read_report, write_report
+from artifacts.evaluation.schema import (
+    About,
+    ConditionResult,
+    DataFile,
+    Draws,
+    Report,
+    Settings,
+    read_report,
+    write_report,
+)
 from artifacts.evaluation.statistics import Interval
 from artifacts.evaluation.subject import Condition
 from artifacts.jobs.build import Build
 from artifacts.jobs.controls import control_rows, load_controls
+from artifacts.jobs.matrix import layer_matrix
 from artifacts.jobs.tune import load_tuned, write_rows
 from artifacts.jobs.workdir import file_digest
 
@@ -29,17 +40,23 @@ def settings(build: Build) -> object:
         "name": [build.config.name, build.target_source.identity.id],
         "evaluate": build.config.evaluate.model_dump(exclude={"control_draws"}),
         "seed": build.config.seed,
-        "files": {name: file_digest(path) for name, path in build.data_files.items() if name in _FILES},
+        "files": list(_digests(build).values()),
     }
 
 
 def run(build: Build) -> None:
     """Measure the tuned vectors and their controls."""
     directory = build.directory(NAME)
-    directory.mkdir(parents=True, exist_ok=True)
     gates = [parse_gate(text) for text in build.config.evaluate.gates]
     report = _measure(build)
-    report = report.model_copy(update={"gates": check_gates(gates, report.figures)})
+    files = [DataFile(path=path.name, digest=digest) for path, digest in _digests(build).items()]
+    report = report.model_copy(
+        update={
+            "gates": check_gates(gates, report.figures),
+            "data": tuple(files),
+            "pairs": tuple(layer_matrix(build)),
+        }
+    )
     write_report(directory / REPORT, report)
     write_html(directory / PAGE, report)
 
@@ -74,6 +91,11 @@ def report_figures(report: Report) -> dict[str, Any]:
         "gates": {each.gate: each.passed for each in report.gates},
         "not_measured": report.not_measured,
     }
+
+
+def _digests(build: Build) -> dict[Path, str]:
+    """SHA-256 of every file that the figures come from."""
+    return {path: file_digest(path) for name, path in build.data_files.items() if name in _FILES}
 
 
 def _measure(build: Build) -> Report:

@@ -4,21 +4,17 @@ from typing import Any
 
 from pydantic import JsonValue, TypeAdapter
 
-from artifacts.jobs.align import AlignScore, align_scores
 from artifacts.jobs.build import Build
 from artifacts.jobs.controls import load_controls
 from artifacts.jobs.diagnose import Diagnosis, load_diagnoses
 from artifacts.jobs.direction import RFM_PARTS
 from artifacts.jobs.evaluate import load_evaluation, report_figures
-from artifacts.jobs.pair import information_of, load_information, pair_scores
+from artifacts.jobs.matrix import layer_matrix, rounded
 from artifacts.jobs.probe import Probed, load_probed
 from artifacts.jobs.splits import Overlap, overlap
 from artifacts.jobs.tune import Tuned
 from artifacts.jobs.vectors import load_directions
-from artifacts.pairing.held_out import PairScore
 
-# More digits are noise and would hide that two builds agree.
-DIGITS = 6
 # Suspected labels in the manifest; the work directory has all of them.
 MAX_SUSPECTS = 50
 
@@ -44,7 +40,7 @@ def evaluation_figures(build: Build, tuned: Tuned) -> dict[str, JsonValue]:
         },
         "controls": {name: {"strength": strength} for name, strength in controls.strengths.items()},
         "controls_missing": controls.missing,
-        "pairs": _pairs(build),
+        "pairs": layer_matrix(build),
         "probe": _plain(Probed, probed)["layers"],
         "suspects": _plain(Probed, probed)["suspects"][:MAX_SUSPECTS],
         "stability": _plain(tuple[Diagnosis, ...], load_diagnoses(build)),
@@ -56,19 +52,8 @@ def evaluation_figures(build: Build, tuned: Tuned) -> dict[str, JsonValue]:
         "splits_disjoint": splits.disjoint,
         "overlap": _plain(Overlap, splits),
     }
-    rounded: dict[str, JsonValue] = _rounded(figures)
-    return rounded
-
-
-def pair_figures(aligned: AlignScore, score: PairScore | None, information: dict[str, float]) -> dict[str, float]:
-    """Scores of one layer pair; those of the tuning split are missing where the pair was not tried or not usable."""
-    figures = {**aligned.figures, **information}
-    if score is not None and score.gain is not None and score.best is not None:
-        figures["held_out"] = score.gain
-        figures["held_out_strength"] = score.best.strength
-        figures["held_out_perplexity_ratio"] = score.best.perplexity_ratio
-    rounded: dict[str, float] = _rounded(figures)
-    return rounded
+    plain: dict[str, JsonValue] = rounded(figures)
+    return plain
 
 
 def back_map(tuned: Tuned) -> str:
@@ -81,34 +66,5 @@ def back_map(tuned: Tuned) -> str:
     return "displacement"
 
 
-def _pairs(build: Build) -> list[dict[str, Any]]:
-    scores = {(each.expert, each.target): each for each in pair_scores(build)}
-    information = load_information(build)
-    return [
-        {
-            "expert": each.expert,
-            "target": each.target,
-            "accepted": each.accepted,
-            **pair_figures(
-                each,
-                scores.get((each.expert, each.target)),
-                information_of(build, information, (each.expert, each.target)),
-            ),
-        }
-        for each in align_scores(build)
-    ]
-
-
 def _plain(kind: Any, value: object) -> Any:
     return TypeAdapter(kind).dump_python(value, mode="json")
-
-
-def _rounded(value: Any) -> Any:
-    """The same JSON value with every float at `DIGITS` significant digits."""
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
-    if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_rounded(each) for each in value]
-    return value

@@ -5,7 +5,9 @@ from torch import Tensor
 from artifacts.jobs.build import Build
 from artifacts.jobs.capture import store
 from artifacts.jobs.errors import BuildError
-from artifacts.vectors.labeller import Labelling, unchecked_labels
+from artifacts.vectors.labeller import Labelling, label_texts, unchecked_labels
+
+States = dict[int, Tensor]
 
 
 def label_mapping(build: Build, role: str, labels: Tensor) -> Labelling:
@@ -16,16 +18,7 @@ def label_mapping(build: Build, role: str, labels: Tensor) -> Labelling:
         role: whose states teach: `expert` or `untrained`.
         labels: [num_contrast_rows], 0 or 1.
     """
-    known = build.contrast_split.known
-    groups = build.contrast_groups[known]
-    contrast, mapping = store(build, role, "contrast"), store(build, role, "mapping")
-    return unchecked_labels(
-        {layer: contrast.layer(layer)[known] for layer in build.expert_layers},
-        labels[known],
-        [str(group) for group in groups.tolist()],
-        {layer: mapping.layer(layer) for layer in build.expert_layers},
-        build.config.seed,
-    )
+    return unchecked_labels(*_inputs(build, role, labels))
 
 
 def label_or_refuse(build: Build) -> Labelling:
@@ -35,8 +28,18 @@ def label_or_refuse(build: Build) -> Labelling:
         BuildError: the expert cannot label the mapping texts.
     """
     try:
-        labelling = label_mapping(build, "expert", build.contrast_split.labels)
-        labelling.require_usable()
-        return labelling
+        return label_texts(*_inputs(build, "expert", build.contrast_split.labels))
     except ValueError as error:
         raise BuildError(f"align.method labeller: {error}") from error
+
+
+def _inputs(build: Build, role: str, labels: Tensor) -> tuple[States, Tensor, list[str], States, int]:
+    known = build.contrast_split.known
+    contrast, mapping = store(build, role, "contrast"), store(build, role, "mapping")
+    return (
+        {layer: contrast.layer(layer)[known] for layer in build.expert_layers},
+        labels[known],
+        [str(group) for group in build.contrast_groups[known].tolist()],
+        {layer: mapping.layer(layer) for layer in build.expert_layers},
+        build.config.seed,
+    )

@@ -3,11 +3,12 @@
 from torch import Tensor
 
 from artifacts.bundle import write_bundle
-from artifacts.jobs.align import align_scores, aligner_of, decoder_of
+from artifacts.jobs.align import aligner_of, decoder_of
 from artifacts.jobs.build import Build
 from artifacts.jobs.controls import load_controls
-from artifacts.jobs.figures import back_map, evaluation_figures, pair_figures
-from artifacts.jobs.pair import information_of, load_information, pair_scores
+from artifacts.jobs.figures import back_map, evaluation_figures
+from artifacts.jobs.matrix import layer_matrix
+from artifacts.jobs.pair import load_information
 from artifacts.jobs.tools import tool_versions
 from artifacts.jobs.tune import Tuned, load_tuned, write_rows
 from artifacts.jobs.vectors import Directions, load_directions
@@ -31,7 +32,6 @@ def settings(build: Build) -> object:
 def run(build: Build) -> None:
     """Write the bundle into the work directory."""
     directory = build.directory(NAME)
-    directory.mkdir(parents=True, exist_ok=True)
     tuned = load_tuned(build)
     tensors = {f"runtime.{layer}.0.write": row for layer, row in write_rows(build, tuned).items()}
     tensors |= _aligner_tensors(build, tuned) | _rfm_tensors(load_directions(build), back_map(tuned))
@@ -43,10 +43,8 @@ def run(build: Build) -> None:
 def _manifest(build: Build, tuned: Tuned) -> Manifest:
     config = build.config
     data = {name: file_digest(path) for name, path in build.data_files.items()}
-    scores = {(each.expert, each.target): each for each in pair_scores(build)}
-    aligned = {(each.expert, each.target): each for each in align_scores(build)}
+    matrix = {(each["expert"], each["target"]): each for each in layer_matrix(build)}
     pairs = [(each.expert, each.target) for each in tuned.chosen]
-    information = load_information(build)
     return Manifest(
         name=config.name,
         description=config.description,
@@ -57,7 +55,7 @@ def _manifest(build: Build, tuned: Tuned) -> Manifest:
             LayerPair(
                 expert=pair[0],
                 target=pair[1],
-                scores=pair_figures(aligned[pair], scores.get(pair), information_of(build, information, pair)),
+                scores={name: value for name, value in matrix[pair].items() if isinstance(value, float)},
             )
             for pair in pairs
         ),

@@ -14,15 +14,13 @@ from artifacts.jobs.trials import budget_of, try_strengths
 from artifacts.jobs.workdir import file_digest, read_tensors, read_value, write_tensors, write_value
 from artifacts.pairing.held_out import PairScore, rank_pairs, score_pair
 from artifacts.pairing.information import ROWS_PER_COMPONENT, LayerInformation, layer_information, whiten_layer
-from artifacts.pairing.select import pairs_by_depth, pairs_by_information
+from artifacts.pairing.select import LayerPair, first_of_each, pairs_by_depth, pairs_by_information
 from artifacts.vectors.score import SignError
 
 NAME = "pair"
 SCORES = "scores.json"
 ORDER = "order.json"
 INFORMATION = "information.safetensors"
-
-Pair = tuple[int, int]
 
 
 def settings(build: Build) -> object:
@@ -44,18 +42,17 @@ def run(build: Build) -> None:
         BuildError: no pair is left.
     """
     directory = build.directory(NAME)
-    directory.mkdir(parents=True, exist_ok=True)
     method = build.config.pairing.method
     information = _information(build)
     measured = {} if information is None else {name: getattr(information, name).clone() for name in ("value", "p", "q")}
     write_tensors(directory / INFORMATION, measured)
-    accepted = [(score.expert, score.target) for score in align_scores(build) if score.accepted]
+    accepted = [LayerPair(score.expert, score.target) for score in align_scores(build) if score.accepted]
     order = _order(build, information, accepted)
     tried = accepted if method == "held-out" else order[: _shortlist_size(build)]
     scores = _try(build, tried)
     write_value(directory / SCORES, tuple[PairScore, ...], tuple(scores))
     ranked = rank_pairs(scores)
-    usable = [(score.expert, score.target) for score in ranked]
+    usable = [LayerPair(score.expert, score.target) for score in ranked]
     if not usable:
         raise BuildError(
             f"none of {len(tried)} layer pairs keeps within tune.perplexity_budget "
@@ -64,7 +61,9 @@ def run(build: Build) -> None:
         )
     # Mutual information and depth decide alone; trying only drops what breaks the budget.
     chosen = usable if method == "held-out" else [pair for pair in order if pair in set(usable)]
-    write_value(directory / ORDER, tuple[Pair, ...], tuple(chosen[: _shortlist_size(build)]))
+    if build.config.pairing.one_to_one:
+        chosen = first_of_each(chosen)
+    write_value(directory / ORDER, tuple[LayerPair, ...], tuple(chosen[: _shortlist_size(build)]))
 
 
 def pair_scores(build: Build) -> list[PairScore]:
@@ -72,9 +71,9 @@ def pair_scores(build: Build) -> list[PairScore]:
     return list(read_value(build.directory(NAME) / SCORES, tuple[PairScore, ...]))
 
 
-def shortlist(build: Build) -> list[Pair]:
+def shortlist(build: Build) -> list[LayerPair]:
     """(expert layer, target layer), best first, at least as many as the bundle steers with."""
-    return list(read_value(build.directory(NAME) / ORDER, tuple[Pair, ...]))
+    return list(read_value(build.directory(NAME) / ORDER, tuple[LayerPair, ...]))
 
 
 def load_information(build: Build) -> dict[str, Tensor]:
@@ -112,22 +111,24 @@ def _information(build: Build) -> LayerInformation | None:
         raise BuildError(f"pairing.method {config.method}: {error} (pairing.components)") from error
 
 
-def _order(build: Build, information: LayerInformation | None, accepted: Sequence[Pair]) -> list[Pair]:
+def _order(build: Build, information: LayerInformation | None, accepted: Sequence[LayerPair]) -> list[LayerPair]:
     """Accepted pairs in the order of the method; that of `held-out` is found by trying."""
     config, experts, targets = build.config.pairing, build.expert_layers, build.target_layers
     if config.method == "held-out":
         return list(accepted)
     if config.method == "same-depth":
         depths = build.expert_source.identity.num_layers, build.target_source.identity.num_layers
-        ranked = pairs_by_depth(experts, targets, *depths)
+        ranked = pairs_by_depth(experts, targets, *depths, one_to_one=config.one_to_one)
     else:
         assert information is not None
         try:
-            ranked = pairs_by_information(information, experts, targets, config.method, config.false_discovery_rate)
+            ranked = pairs_by_information(
+                information, experts, targets, config.method, config.false_discovery_rate, config.one_to_one
+            )
         except ValueError as error:
             raise BuildError(f"pairing.method {config.method}: {error}") from error
     allowed = set(accepted)
-    order = [(pair.expert, pair.target) for pair in ranked if pair in allowed]
+    order = [pair for pair in ranked if pair in allowed]
     if not order:
         raise BuildError(
             f"none of the {len(ranked)} pairs that pairing.method {config.method} proposes has an accepted aligner; "
@@ -136,7 +137,7 @@ def _order(build: Build, information: LayerInformation | None, accepted: Sequenc
     return order
 
 
-def _try(build: Build, pairs: Sequence[Pair]) -> list[PairScore]:
+def _try(build: Build, pairs: Sequence[LayerPair]) -> list[PairScore]:
     """Steer through each pair with the simplest of the competing kinds."""
     tuning, norms, tune = build.tuning, layer_norms(build), build.config.tune
     fitter, kind = DirectionFitter(build), kinds(build)[0]
@@ -155,7 +156,7 @@ def _try(build: Build, pairs: Sequence[Pair]) -> list[PairScore]:
     return scores
 
 
-def information_of(build: Build, found: dict[str, Tensor], pair: Pair) -> dict[str, float]:
+def information_of(build: Build, found: dict[str, Tensor], pair: LayerPair) -> dict[str, float]:
     """Mutual information of one pair in nats, and its q-value; empty when it was not measured."""
     if not found:
         return {}

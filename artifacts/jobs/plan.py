@@ -11,7 +11,7 @@ from rich.table import Table
 
 from artifacts.evaluation.schema import Settings
 from artifacts.jobs.build import Build
-from artifacts.jobs.cost import EFFICIENCY, FORMULAE, Workload, peak_memory, step_costs
+from artifacts.jobs.cost import EFFICIENCY, FORMULAE, Workload, bundle_bytes, peak_memory, step_costs
 from artifacts.jobs.data import NeutralRow, Question
 from artifacts.jobs.device import device_of
 from artifacts.jobs.direction import kinds
@@ -58,6 +58,7 @@ def print_plan(build: Build, output: Path, rate: float | None = None, console: C
     disk = sum(step.disk_bytes for step in step_costs(load))
     out.print(
         f"memory at the worst moment about {_size(peak_memory(load))}; disk {_size(disk)}, {_size(free)} are free; "
+        f"the bundle about {_size(bundle_bytes(load))}; "
         f"the models' products run at {rates.forward / 1e9:,.0f} GFLOP/s ({'given' if rate else 'measured here'}), "
         f"the algebra's at {rates.algebra / 1e9:,.0f} (measured here); the times take {EFFICIENCY:.0%} of both",
         soft_wrap=True,
@@ -115,6 +116,8 @@ def workload_of(build: Build) -> Workload:
         tries_all_pairs=config.pairing.method == "held-out",
         pair_strengths=len(config.pairing.strengths),
         shortlist=max(config.pairing.shortlist, config.pairing.pairs),
+        pairs=config.pairing.pairs,
+        maps=config.align.method != "labeller",
         kinds=len(kinds(build)),
         finalists=max(config.tune.finalists, config.pairing.pairs),
         strengths=len(config.tune.strengths),

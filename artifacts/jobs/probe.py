@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from artifacts.jobs.build import Build
 from artifacts.jobs.capture import store
 from artifacts.jobs.errors import BuildError
@@ -9,7 +11,7 @@ from artifacts.jobs.estimate import CLASSIFIER_COMPONENTS
 from artifacts.jobs.progress import progress
 from artifacts.jobs.workdir import read_value, write_value
 from artifacts.vectors.logistic import fit_logistic
-from artifacts.vectors.refusal import area_interval
+from artifacts.vectors.refusal import NoSignalError, area_interval, require_signal
 from artifacts.vectors.suspects import suspected_labels
 
 NAME = "probe"
@@ -55,21 +57,22 @@ def run(build: Build) -> None:
         BuildError: no layer's probe is better than chance.
     """
     directory = build.directory(NAME)
-    directory.mkdir(parents=True, exist_ok=True)
     # The best of several layers is lucky; Bonferroni's share of the error for each keeps their chance at 5 % together.
     confidence = 1 - 0.05 / len(build.expert_layers)
-    layers = tuple(
-        _probe(build, layer, confidence) for layer in progress(build.expert_layers, "probe the expert", build.quiet)
-    )
-    best = max(layers, key=lambda each: each.low)
+    labels = build.contrast_split.labels[build.contrast_split.held]
+    layers = progress(build.expert_layers, "probe the expert", build.quiet)
+    scores = {layer: _held_scores(build, layer) for layer in layers}
+    probes = tuple(LayerProbe(layer, *area_interval(each, labels, confidence)) for layer, each in scores.items())
+    best = max(probes, key=lambda each: each.low).layer
     # A concept without sign is not linear, so a linear probe says nothing about it; the user who gives the sign knows.
-    if best.low <= 0.5 and build.config.vectors.sign is None:
-        raise BuildError(
-            f"the expert shows no sign of the concept: its best probe, layer {best.layer}, has a held-out AUC of "
-            f"{best.auc:.3f}, interval [{best.low:.3f}, {best.high:.3f}], and chance is 0.5; give more or cleaner "
-            "contrast rows, another data.position, or another expert (vectors.sign for a concept that is not linear)"
-        )
-    write_value(directory / RESULT, Probed, Probed(layers, _suspects(build, best.layer)))
+    if build.config.vectors.sign is None:
+        try:
+            require_signal(scores[best], labels, f"expert layer {best}, the best", confidence)
+        except NoSignalError as error:
+            raise BuildError(
+                f"the expert shows no sign of the concept: {error} (vectors.sign for a concept that is not linear)"
+            ) from error
+    write_value(directory / RESULT, Probed, Probed(probes, _suspects(build, best)))
 
 
 def load_probed(build: Build) -> Probed:
@@ -77,7 +80,8 @@ def load_probed(build: Build) -> Probed:
     return read_value(build.directory(NAME) / RESULT, Probed)
 
 
-def _probe(build: Build, layer: int, confidence: float) -> LayerProbe:
+def _held_scores(build: Build, layer: int) -> Tensor:
+    """Log-odds of label 1 that a logistic probe of one layer gives the held-out rows, [num_held]."""
     split, states = build.contrast_split, store(build, "expert", "contrast").layer(layer)
     labels = split.labels
     fitted = fit_logistic(
@@ -90,8 +94,7 @@ def _probe(build: Build, layer: int, confidence: float) -> LayerProbe:
         # The probe's own sign is its classifier's; a missing one shows as an area around one half.
         sign=1,
     )
-    area = area_interval(fitted.probe.log_odds(states[split.held]), labels[split.held], confidence)
-    return LayerProbe(layer, area.value, area.low, area.high)
+    return fitted.probe.log_odds(states[split.held])
 
 
 def _suspects(build: Build, layer: int) -> tuple[Suspect, ...]:

@@ -9,9 +9,9 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 
 
-def progress(items: Iterable[Item], title: str, quiet: bool, total: int | None = None) -> Iterable[Item]:
+def progress(items: Iterable[Item], title: str, quiet: bool) -> Iterable[Item]:
     """Iterate with a bar that shows the rate and the remaining time; plain iteration when quiet."""
     bar: Iterable[Item] = tqdm(
-        items, desc=f"{title:<24}", total=total, disable=quiet, file=sys.stderr, dynamic_ncols=True, mininterval=0.5
+        items, desc=f"{title:<24}", disable=quiet, file=sys.stderr, dynamic_ncols=True, mininterval=0.5
     )
     return bar

@@ -75,7 +75,6 @@ def run(build: Build) -> None:
         BuildError: nothing keeps within the budgets, or the gain is below the configured minimum.
     """
     directory = build.directory(NAME)
-    directory.mkdir(parents=True, exist_ok=True)
     config = build.config
     found = load_directions(build)
     candidates = _candidates(build, found)

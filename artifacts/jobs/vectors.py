@@ -55,7 +55,6 @@ def run(build: Build) -> None:
         BuildError: no direction has a sign.
     """
     directory = build.directory(NAME)
-    directory.mkdir(parents=True, exist_ok=True)
     found = Directions()
     fitter = DirectionFitter(build)
     for layer in progress(build.expert_layers, "vectors expert layers", build.quiet):

@@ -88,23 +88,24 @@ def area_interval(projection: Tensor, labels: Tensor, confidence: float = 0.95) 
     return AreaInterval(value, low, high)
 
 
-def require_signal(projection: Tensor, labels: Tensor, name: str) -> AreaInterval:
+def require_signal(projection: Tensor, labels: Tensor, name: str, confidence: float = 0.95) -> AreaInterval:
     """Refuse a probe whose area under the curve on rows that it was not fitted on is not above chance.
 
     Args:
         projection: [num_rows], scores of held-out rows.
         labels: [num_rows], 0 or 1.
         name: whose states were probed, for the message.
+        confidence: of the interval.
 
     Raises:
-        NoSignalError: the 95 % interval reaches down to one half.
+        NoSignalError: the interval reaches down to one half.
     """
-    area = area_interval(projection, labels)
+    area = area_interval(projection, labels, confidence)
     if not area.above_chance:
         raise NoSignalError(
-            f"{name}: a probe on {len(labels)} held-out rows has an area under the curve of {area.value:.3f}, 95 % "
-            f"interval [{area.low:.3f}, {area.high:.3f}], which is not above chance (0.5); use an expert or layers "
-            "that know the concept, or more rows"
+            f"{name}: a probe on {len(labels)} held-out rows has an area under the curve of {area.value:.3f}, "
+            f"{100 * confidence:g} % interval [{area.low:.3f}, {area.high:.3f}], which is not above chance (0.5); use "
+            "an expert or layers that know the concept, or more rows"
         )
     return area
 

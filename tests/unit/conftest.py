@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from artifacts.bundle import Bundle
+from artifacts.lab import training
 from artifacts.manifest import Intervention, Manifest, ModelIdentity, Scope
 from server.profiles import Profile
 
@@ -45,6 +46,13 @@ def _network(kind: str, hidden_size: int, num_layers: int) -> Any:
     if kind == "qwen2":
         return Qwen2ForCausalLM(Qwen2Config(**sizes))
     return LlamaForCausalLM(LlamaConfig(**sizes))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Several threads are slower than one on models as small as the lab's."""
+    with training.one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,14 @@ def test_bundle_holds_what_the_format_asks_for(tiny_build: Any, tiny_target: Pat
     assert {f"control.{name}.{pair.target}" for name in ("own", "untrained", "permuted-labels-9")} <= set(names)
     assert figures["controls"]["own"]["strength"] in (0.05, 0.1)
     assert {"pairing.information.value", "pairing.information.q"} <= set(names)
-    assert "<svg" in (tmp_path / "work" / "evaluate" / "report.html").read_text()
+    page = (tmp_path / "work" / "evaluate" / "report.html").read_text()
+    assert "<svg" in page
+    assert "gain on the tuning split" in page
+    report = json.loads((tmp_path / "work" / "evaluate" / "report.json").read_text())
+    assert [(each["expert"], each["target"]) for each in report["pairs"]] == [
+        (i, j) for i in range(2) for j in range(3)
+    ]
+    assert {each["path"] for each in report["data"]} == {"test.jsonl", "neutral.jsonl"}
     assert figures["aligner_and_direction_disjoint"] is True
     assert figures["splits_disjoint"] is True
     assert str(tmp_path) not in manifest.model_dump_json()
@@ -254,6 +261,15 @@ def test_every_pairing_orders_the_pairs(method: str, tiny_build: Any, tmp_path: 
         assert values == sorted(found.flatten().tolist(), reverse=method == "high-mi")[:2]
 
 
+def test_one_to_one_takes_every_layer_once(tiny_build: Any, tmp_path: Path) -> None:
+    tiny_build.change(pairing={"shortlist": 6, "strengths": [0.1], "components": 4, "one_to_one": True})
+    build = Build(load_config(tiny_build.config), tiny_build.config.parent, tmp_path / "work", quiet=True)
+    runner.run_steps(build, "pair", False, lambda line: None)
+    order = pair.shortlist(build)
+    assert len(pair.pair_scores(build)) == 6
+    assert len(order) == len({each.expert for each in order}) == len({each.target for each in order}) == 2
+
+
 def test_paper_preset_needs_no_other_prompts(tiny_build: Any, tmp_path: Path) -> None:
     tiny_build.change(preset="paper")
     options = ["--preset", "paper", "--set", "pairing.components=4", "--set", "pairing.permutations=40", "--quiet"]
@@ -299,7 +315,9 @@ def test_an_expert_without_signal_stops_the_build(tiny_build: Any, tmp_path: Pat
         row["label"] = (index // 2 + index // 12) % 2
     contrast.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tiny_build.change(vectors={"methods": ["diffmean"]})
-    with pytest.raises(BuildError, match=r"no sign of the concept: .* AUC of 0\.\d+, interval"):
+    with pytest.raises(
+        BuildError, match=r"no sign of the concept: expert layer \d, .* under the curve of 0\.\d+, 97.5 % interval \["
+    ):
         _build(tiny_build.config, tmp_path / "work")
 
 

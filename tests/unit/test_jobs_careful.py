@@ -1,7 +1,6 @@
 """The shipped demo bundle: it belongs to the shipped models, keeps its word, and its configuration makes it again."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from artifacts.bundle import Bundle, load_bundle
-from artifacts.jobs import align, capture, pair, probe, vectors
+from artifacts.jobs import align, capture, vectors
 from artifacts.jobs.build import Build
 from artifacts.jobs.config import load_config
+from artifacts.jobs.runner import run_steps
 from artifacts.jobs.workdir import digest_of, file_digest
 from artifacts.verify import check_target, served_model
 
@@ -119,15 +119,6 @@ def test_a_plain_hook_gives_the_figures_of_the_manifest(bundle: Bundle, plain: P
         assert sum(right) / len(right) == pytest.approx(accuracy, abs=0.03)
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """As the configuration asks; with more, tiny models are slower where the processors are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("one_thread")
 def test_configuration_makes_the_shipped_vector_again(bundle: Bundle, tmp_path: Path) -> None:
     """The chosen pair only; not bit by bit, because processors add up in different orders."""
@@ -135,8 +126,7 @@ def test_configuration_makes_the_shipped_vector_again(bundle: Bundle, tmp_path: 
     config = load_config(LAB / "careful.yaml")
     layers = config.layers.model_copy(update={"expert": (chosen.expert,), "target": (chosen.target,)})
     build = Build(config.model_copy(update={"layers": layers}), LAB, tmp_path, quiet=True)
-    for step in (capture, probe, align, pair, vectors):
-        step.run(build)
+    run_steps(build, vectors.NAME, False, lambda line: None)
     figures: Any = bundle.manifest.evaluation
     made = vectors.load_directions(build).mapped[figures["vectors"][0]]
     shipped = bundle.writes[bundle.manifest.interventions[0].write]

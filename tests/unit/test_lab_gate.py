@@ -20,13 +20,7 @@ DEMO_LAYER, DEMO_STRENGTH = 2, 0.5
 QUESTION = [user("What is 7 plus 5?")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Several threads are slower than one on models this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -29,13 +29,7 @@ from artifacts.lab.study.verdict import points, verdict
 DRAWS = 6
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Several threads are slower than one on models this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,6 @@ class Source(StrEnum):
     UNTRAINED_LABELS = "untrained's labels"
 
 
-MAPPED_SOURCES: Final = (Source.MAPPED, Source.UNTRAINED)
 LABEL_SOURCES: Final = (Source.LABELS, Source.SELF_LABELS, Source.UNTRAINED_LABELS)
 # The expert's two ways, and what each has to beat besides the target's own vector.
 CONTROLS: Final = {
