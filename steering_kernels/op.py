@@ -1,73 +1,176 @@
-"""Registration of the steering operator with torch, so that it goes through torch.compile and CUDA graphs."""
+"""Registration of the steering operators with torch, so that they go through torch.compile and CUDA graphs."""
 
 import torch
 from torch import Tensor
 
-from steering_kernels.native import has_kernel, steer_cpu_
-from steering_kernels.reference import steer_reference_
+from steering_kernels import backends
+from steering_kernels.table import CODE_WIDTH, PARAM_WIDTH
 
 # Part of vLLM's compile-cache key: raise it whenever the schema or the meaning of an operator changes.
-OPS_VERSION = 1
+OPS_VERSION = 2
+
+_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+_TABLES = "Tensor pool, Tensor codes, Tensor params, Tensor slot_ids, Tensor strengths, Tensor(c!) gates"
 
 _library = torch.library.Library("expertsteer", "DEF")
+_library.define(f"steer_(Tensor(a!) hidden, {_TABLES}, Tensor? residual) -> ()")
 _library.define(
-    "steer_(Tensor(a!) hidden, Tensor pool, Tensor write_rows, Tensor scales, Tensor slot_ids, Tensor strengths) -> ()"
+    "steer_add_rms_norm_(Tensor(a!) hidden, Tensor(b!) residual, Tensor? weight, float epsilon, float weight_offset, "
+    f"{_TABLES}) -> ()"
 )
-_library.impl("steer_", steer_cpu_, "CPU")
-_library.impl("steer_", steer_reference_, "CUDA")
 
 
-def _steer_fake(
-    hidden: Tensor, pool: Tensor, write_rows: Tensor, scales: Tensor, slot_ids: Tensor, strengths: Tensor
+def _steer(
+    hidden: Tensor,
+    pool: Tensor,
+    codes: Tensor,
+    params: Tensor,
+    slot_ids: Tensor,
+    strengths: Tensor,
+    gates: Tensor,
+    residual: Tensor | None,
 ) -> None:
-    """Mutates `hidden` and returns nothing: there is no shape to infer."""
+    backends.chosen(hidden.device.type, hidden.dtype).steer_(
+        hidden, pool, codes, params, slot_ids, strengths, gates, residual
+    )
 
 
-torch.library.register_fake("expertsteer::steer_", _steer_fake)
+def _steer_add_rms_norm(
+    hidden: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    epsilon: float,
+    weight_offset: float,
+    pool: Tensor,
+    codes: Tensor,
+    params: Tensor,
+    slot_ids: Tensor,
+    strengths: Tensor,
+    gates: Tensor,
+) -> None:
+    backends.chosen(hidden.device.type, hidden.dtype).steer_add_rms_norm_(
+        hidden, residual, weight, epsilon, weight_offset, pool, codes, params, slot_ids, strengths, gates
+    )
+
+
+def _nothing(*_: object) -> None:
+    """Both operators change their arguments and return nothing: there is no shape to infer."""
+
+
+for _key in ("CPU", "CUDA"):
+    _library.impl("steer_", _steer, _key)
+    _library.impl("steer_add_rms_norm_", _steer_add_rms_norm, _key)
+torch.library.register_fake("expertsteer::steer_", _nothing)
+torch.library.register_fake("expertsteer::steer_add_rms_norm_", _nothing)
 
 
 def steer_(
-    hidden: Tensor, pool: Tensor, write_rows: Tensor, scales: Tensor, slot_ids: Tensor, strengths: Tensor
+    hidden: Tensor,
+    pool: Tensor,
+    codes: Tensor,
+    params: Tensor,
+    slot_ids: Tensor,
+    strengths: Tensor,
+    gates: Tensor,
+    residual: Tensor | None = None,
 ) -> None:
-    """Apply each token's steering vectors of one layer to the residual stream, in place.
+    """Apply each token's interventions of one layer to its residual row, in place.
 
-    Dispatches to the backend of `hidden.device`. Semantics, shapes and dtypes: `reference.steer_reference_`.
+    Dispatches to the backend of `hidden.device`. Semantics, shapes and dtypes: `reference.steer_`.
 
     Raises:
-        ValueError: a shape or dtype does not fit; the message names it and what is expected.
+        ValueError: a shape, dtype or stride does not fit; the message names it, what is expected and the remedy.
     """
-    _check(hidden, pool, write_rows, scales, slot_ids, strengths)
-    torch.ops.expertsteer.steer_(hidden, pool, write_rows, scales, slot_ids, strengths)
+    _check_rows("hidden", hidden)
+    if residual is not None:
+        _check_like_hidden(residual, hidden)
+    _check_tables(hidden, pool, codes, params, slot_ids, strengths, gates)
+    torch.ops.expertsteer.steer_(hidden, pool, codes, params, slot_ids, strengths, gates, residual)
 
 
-def backend(device_type: str, dtype: torch.dtype) -> str:
-    """Name of the backend that runs for a residual stream on "cpu" or "cuda": `cpu` or `reference`."""
-    return "cpu" if device_type == "cpu" and has_kernel(dtype) else "reference"
-
-
-def _check(
-    hidden: Tensor, pool: Tensor, write_rows: Tensor, scales: Tensor, slot_ids: Tensor, strengths: Tensor
+def steer_add_rms_norm_(
+    hidden: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    epsilon: float,
+    weight_offset: float,
+    pool: Tensor,
+    codes: Tensor,
+    params: Tensor,
+    slot_ids: Tensor,
+    strengths: Tensor,
+    gates: Tensor,
 ) -> None:
-    if hidden.dim() != 2 or pool.dim() != 2 or hidden.shape[1] != pool.shape[1]:
+    """Residual add, the interventions of one layer, and the RMSNorm that follows, in one pass, in place.
+
+    Dispatches to the backend of `hidden.device`. Semantics, shapes and dtypes: `reference.steer_add_rms_norm_`.
+
+    Raises:
+        ValueError: a shape, dtype or stride does not fit; the message names it, what is expected and the remedy.
+    """
+    _check_rows("hidden", hidden)
+    _check_like_hidden(residual, hidden)
+    if weight is not None and (weight.shape != hidden.shape[1:] or weight.dtype not in _FLOATS):
         raise ValueError(
-            f"hidden {tuple(hidden.shape)} and pool {tuple(pool.shape)} must be "
-            "[num_tokens, hidden_size] and [num_rows, hidden_size] of one hidden_size"
+            f"weight is {weight.dtype} {tuple(weight.shape)}, expected [{hidden.shape[1]}] of bfloat16, float16 or "
+            "float32"
         )
-    if write_rows.dim() != 2 or write_rows.shape != scales.shape:
+    _check_tables(hidden, pool, codes, params, slot_ids, strengths, gates)
+    torch.ops.expertsteer.steer_add_rms_norm_(
+        hidden, residual, weight, epsilon, weight_offset, pool, codes, params, slot_ids, strengths, gates
+    )
+
+
+def _check_rows(name: str, rows: Tensor) -> None:
+    if rows.dim() != 2:
+        raise ValueError(f"{name} {tuple(rows.shape)} must be [num_tokens, hidden_size]")
+    if rows.dtype not in _FLOATS:
+        raise ValueError(f"{name} is {rows.dtype}, expected bfloat16, float16 or float32")
+    if rows.stride(1) != 1:
+        raise ValueError(f"{name} has stride {rows.stride(1)} within a row, expected 1: call .contiguous()")
+
+
+def _check_like_hidden(residual: Tensor, hidden: Tensor) -> None:
+    _check_rows("residual", residual)
+    if residual.shape != hidden.shape or residual.dtype != hidden.dtype:
         raise ValueError(
-            f"write_rows {tuple(write_rows.shape)} and scales {tuple(scales.shape)} must both be [num_slots, max_ops]"
+            f"residual is {residual.dtype} {tuple(residual.shape)}, expected {hidden.dtype} {tuple(hidden.shape)} "
+            "like hidden"
+        )
+
+
+def _check_tables(
+    hidden: Tensor,
+    pool: Tensor,
+    codes: Tensor,
+    params: Tensor,
+    slot_ids: Tensor,
+    strengths: Tensor,
+    gates: Tensor,
+) -> None:
+    _check_rows("pool", pool)
+    num_tokens, hidden_size = hidden.shape
+    if pool.shape[1] != hidden_size:
+        raise ValueError(f"pool {tuple(pool.shape)} must be [num_rows, {hidden_size}], rows as long as hidden's")
+    if codes.dim() != 3 or codes.shape[2] != CODE_WIDTH:
+        raise ValueError(f"codes {tuple(codes.shape)} must be [num_slots, max_ops, {CODE_WIDTH}]")
+    if params.shape != (*codes.shape[:2], PARAM_WIDTH):
+        raise ValueError(
+            f"params {tuple(params.shape)} must be {(*codes.shape[:2], PARAM_WIDTH)}, one entry per entry of codes"
         )
     for name, tensor, dtype in (
-        ("write_rows", write_rows, torch.int32),
-        ("scales", scales, torch.float32),
+        ("codes", codes, torch.int32),
+        ("params", params, torch.float32),
         ("slot_ids", slot_ids, torch.int32),
         ("strengths", strengths, torch.float32),
+        ("gates", gates, torch.float32),
     ):
         if tensor.dtype != dtype:
             raise ValueError(f"{name} is {tensor.dtype}, expected {dtype}: convert it with .to({dtype})")
-    for name, tensor in (("hidden", hidden), ("pool", pool)):
-        if tensor.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-            raise ValueError(f"{name} is {tensor.dtype}, expected bfloat16, float16 or float32")
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} has strides {tensor.stride()}, expected contiguous: call .contiguous()")
     for name, tensor in (("slot_ids", slot_ids), ("strengths", strengths)):
-        if tensor.dim() != 1 or tensor.shape[0] < hidden.shape[0]:
-            raise ValueError(f"{name} {tuple(tensor.shape)} must be [>= {hidden.shape[0]}], one entry per token")
+        if tensor.dim() != 1 or tensor.shape[0] < num_tokens:
+            raise ValueError(f"{name} {tuple(tensor.shape)} must be [>= {num_tokens}], one entry per token")
+    if gates.dim() != 2 or gates.shape[0] < num_tokens:
+        raise ValueError(f"gates {tuple(gates.shape)} must be [>= {num_tokens}, num_gates], one row per token")

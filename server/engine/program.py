@@ -1,0 +1,87 @@
+"""What a bundle makes the engine do: pool rows and the steps that use them, as plain data that travels in an RPC."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steering_kernels import Flag, Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One entry of the operation table, before its rows and gates have places on a device.
+
+    Attributes:
+        layer: decoder block (0-based) whose output it acts on.
+        kind: what it does, see `steering_kernels.reference.steer_`.
+        read, write, read2, write2: rows of the program, -1 for none.
+        gate: gate of the program that multiplies its strength, -1 for none.
+        gate_out: gate of the program that a CONDITION sets, -1 for the other kinds.
+        flags: bits of `steering_kernels.Flag`.
+        a, b, c: parameters of the kind.
+    """
+
+    layer: int
+    kind: Kind
+    read: int = -1
+    write: int = -1
+    read2: int = -1
+    write2: int = -1
+    gate: int = -1
+    gate_out: int = -1
+    flags: Flag = Flag(0)
+    a: float = 0.0
+    b: float = 0.0
+    c: float = 0.0
+
+
+@dataclass(frozen=True)
+class Program:
+    """Everything that a bundle makes the engine do.
+
+    Attributes:
+        rows: [num_rows, hidden_size], fp32, on the host.
+        steps: in the order in which they apply at their layer.
+        num_gates: gates it uses; each is set by CONDITION steps or by a trigger.
+        triggers: gate -> token ids; the gate is 1 for tokens among them and 0 for all others.
+    """
+
+    rows: Tensor
+    steps: tuple[Step, ...]
+    num_gates: int = 0
+    triggers: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> list[int]:
+        """Layer of every step, sorted."""
+        return sorted(step.layer for step in self.steps)
+
+    def to_wire(self) -> tuple[dict[str, Any], bytes]:
+        """Plain data and the rows' bytes (fp32, C order, little endian)."""
+        spec = {
+            "steps": [asdict(step) | {"kind": int(step.kind), "flags": int(step.flags)} for step in self.steps],
+            "num_gates": self.num_gates,
+            "triggers": [[gate, list(tokens)] for gate, tokens in self.triggers.items()],
+            "num_rows": self.rows.shape[0],
+        }
+        return spec, self.rows.contiguous().numpy().astype("<f4").tobytes()
+
+    @staticmethod
+    def from_wire(spec: Mapping[str, Any], data: bytes) -> "Program":
+        """The program that `to_wire` gave away."""
+        rows = torch.from_numpy(np.frombuffer(data, dtype="<f4").reshape(spec["num_rows"], -1).copy())
+        steps = tuple(
+            Step(**(values | {"kind": Kind(values["kind"]), "flags": Flag(values["flags"])}))
+            for values in spec["steps"]
+        )
+        return Program(rows, steps, spec["num_gates"], {gate: tuple(tokens) for gate, tokens in spec["triggers"]})
+
+
+def checksum(spec: Mapping[str, Any], data: bytes) -> str:
+    """SHA-256 over a program on the wire, for ranks to acknowledge what they received."""
+    return hashlib.sha256(repr(sorted(spec.items())).encode() + data).hexdigest()
