@@ -13,7 +13,7 @@ import importlib
 from typing import Any
 
 from server.engine.compat import IncompatibleVllmError, require_signature
-from server.engine.steering import Steering, scope_range
+from server.engine.steering import Steering
 
 _HOLDERS = ("vllm.v1.core.kv_cache_utils", "vllm.v1.core.block_pool", "vllm.v1.simple_kv_offload.manager")
 _NAME = "generate_block_hash_extra_keys"
@@ -29,16 +29,18 @@ def steering_block_key(steering: Steering, num_prompt_tokens: int, start: int, s
         stop: position after its last token.
 
     Returns:
-        Text naming, for each term in order, the bundle, the strength and which tokens of the block are steered. The
-        interval matters: two requests with equal tokens but prompts that end at different places inside the block
-        have different KV. None when no token of the block is steered.
+        Text naming, for each term in order, the bundle, the strength, which tokens of the block are steered and which
+        spans are not. The interval matters: two requests with equal tokens but prompts that end at different places
+        inside the block have different KV. None when no token of the block is steered.
     """
     parts = []
     for term in steering.terms:
-        scope = scope_range(term.scope, num_prompt_tokens)
-        low, high = max(scope.start, start), min(scope.stop, stop)
+        positions = term.positions(num_prompt_tokens)
+        low, high = max(positions.start, start), min(positions.stop, stop)
         if low < high:
-            parts.append(f"{term.bundle}*{term.strength!r}[{low - start}:{high - start}]")
+            # Which tokens a span takes out follows from the tokens up to them, which the chain of hashes holds anyway.
+            without = f"-{','.join(term.spans)}" if term.spans else ""
+            parts.append(f"{term.bundle}*{term.strength!r}[{low - start}:{high - start}]{without}")
     return "+".join(parts) or None
 
 

@@ -1,15 +1,15 @@
 """The API process's view of the steering engine: load bundles, read state, prove that it works."""
 
 import asyncio
-import hashlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
 
+from server.engine.program import Program, Step, checksum
 from server.engine.receipts import Receipts
 from server.engine.steering import Steering, Term
+from steering_kernels import Kind
 
 _SELF_TEST_TIMEOUT_S = 300.0
 _SELF_TEST_PROMPT_TOKENS = 8
@@ -31,23 +31,22 @@ class SteeringEngine:
         self.receipts = Receipts()
         self.receipts.attach(engine_client)
 
-    async def load(self, bundle: str, writes: Mapping[int, list[Tensor]]) -> None:
+    async def load(self, bundle: str, program: Program) -> None:
         """Make a bundle resident on every rank.
 
         Args:
             bundle: content digest.
-            writes: layer -> rows in order, each [hidden_size], fp32.
+            program: what it does.
 
         Raises:
             SteeringEngineError: a rank has no room, or the ranks disagree about the bytes they received.
         """
-        layers = [layer for layer, rows in writes.items() for _ in rows]
-        data = b"".join(row.numpy().astype("<f4").tobytes() for rows in writes.values() for row in rows)
+        spec, data = program.to_wire()
         try:
-            checksums = await self._client.collective_rpc("steering_load", args=(bundle, layers, data))
+            checksums = await self._client.collective_rpc("steering_load", args=(bundle, spec, data))
         except Exception as error:
             raise SteeringEngineError(f"Cannot load {bundle}: {error}") from error
-        if any(checksum != hashlib.sha256(data).hexdigest() for checksum in checksums):
+        if any(found != checksum(spec, data) for found in checksums):
             raise SteeringEngineError(f"Ranks disagree about {bundle}: {checksums}")
 
     async def unload(self, bundle: str) -> None:
@@ -73,12 +72,12 @@ class SteeringEngine:
         prompt = [1 + (7919 * index) % (vocab_size - 1) for index in range(_SELF_TEST_PROMPT_TOKENS)]
         hidden_size = self._client.model_config.get_hidden_size()
         rng = np.random.default_rng(0)
-        row = Tensor(rng.standard_normal(hidden_size).astype(np.float32) * 8)
+        rows = torch.from_numpy(rng.standard_normal((1, hidden_size)).astype(np.float32) * 8)
         unsteered, _ = await self._probe(prompt, None)
         silent = []
         for layer in range(status["layers"]):
             bundle = f"self-test:{layer}"
-            await self.load(bundle, {layer: [row]})
+            await self.load(bundle, Program(rows, (Step(layer, Kind.ADD, write=0),)))
             steered, tokens = await self._probe(prompt, Steering(bundle, (Term(bundle, 1.0, "all"),)))
             await self.unload(bundle)
             # The last of the two generated tokens is never fed back.

@@ -1,24 +1,69 @@
 """The engine configuration that turns steering on, through vLLM's documented options only."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal, get_args
 
 from server.engine.compat import require_servable, require_version
+from server.engine.spans import SpanTokens
 from steering_kernels import OPS_VERSION
 
 DEFAULT_ROWS = 4096
 
+Fusion = Literal["auto", "always", "never"]
+FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 
-def additional_config(num_rows: int) -> dict[str, Any]:
-    """Value for vLLM's `additional_config`.
 
-    It reaches every process, and it is part of vLLM's configuration hash: a graph compiled without steering, or by
-    another version of it, is never taken from the disk cache.
+@dataclass(frozen=True)
+class EngineSettings:
+    """What the steering engine is told at start.
 
-    Args:
-        num_rows: capacity of the row pool, in steering vectors.
+    Attributes:
+        rows: capacity of the row pool.
+        fusion: whether steering is folded into the RMSNorm that follows a layer: `always` where such a norm is known,
+            `never`, or `auto`: `always` where that is no slower.
+        spans: tokens that open and close the spans that profiles may exclude, by name of `SPAN_NAMES`.
     """
-    return {"expertsteer": {"version": version("expertsteer"), "ops": OPS_VERSION, "rows": num_rows}}
+
+    rows: int = DEFAULT_ROWS
+    fusion: Fusion = "auto"
+    spans: Mapping[str, SpanTokens] = field(default_factory=dict)
+
+    def additional_config(self) -> dict[str, Any]:
+        """Value for vLLM's `additional_config`.
+
+        It reaches every process, and it is part of vLLM's configuration hash: a graph compiled without steering, or by
+        another version of it, is never taken from the disk cache.
+        """
+        return {
+            "expertsteer": {
+                "version": version("expertsteer"),
+                "ops": OPS_VERSION,
+                "rows": self.rows,
+                "fusion": self.fusion,
+                "spans": {name: list(tokens) for name, tokens in self.spans.items()},
+            }
+        }
+
+    def fuses(self, vllm_config: Any, device_type: str) -> bool:
+        """Whether to fold steering into norms.
+
+        `auto` does not where vLLM has something better to do with the norm (fusing it with a quantisation or with an
+        all-reduce), nor without compilation on a CPU, where unsteered answers stay bit-identical to plain vLLM's.
+        """
+        if self.fusion != "auto":
+            return self.fusion == "always"
+        passes = vllm_config.compilation_config.pass_config
+        taken = any(getattr(passes, name, False) for name in ("fuse_norm_quant", "fuse_allreduce_rms"))
+        return not taken and (device_type != "cpu" or not vllm_config.model_config.enforce_eager)
+
+    @staticmethod
+    def of(vllm_config: Any) -> "EngineSettings":
+        """The settings in a `VllmConfig`."""
+        values = vllm_config.additional_config["expertsteer"]
+        spans = {name: SpanTokens(*tokens) for name, tokens in values["spans"].items()}
+        return EngineSettings(values["rows"], values["fusion"], spans)
 
 
 def worker_cls(device_type: str) -> str:

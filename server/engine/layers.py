@@ -1,47 +1,91 @@
 """Decoder layers: found by structure, wrapped by subclassing in place."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from server.engine.batch import SteeredBatch
 from server.engine.compat import IncompatibleVllmError
-from steering_kernels import steer_
+from server.engine.fusion import norms_after
+from steering_kernels import steer_, steer_add_rms_norm_
 
-_BUFFERS = ("steering_pool", "steering_write_rows", "steering_scales", "steering_slot_ids", "steering_strengths")
+
+class SteeredModel(NamedTuple):
+    """How a model's layers are steered: by the norm that follows, or by an operator of their own."""
+
+    fused: tuple[int, ...]
+    in_place: tuple[int, ...]
 
 
-class SteeredLayer(nn.Module):
-    """Mixin in front of a decoder layer's own class: run the layer, then steer its output.
-
-    Fused vLLM layers return (hidden_states, residual) and the residual stream is their sum, so adding to the first is
-    adding to the stream; the others return the stream itself. The buffers are the runner's own tensors: their
-    addresses never change, which is what CUDA graphs and compiled code rely on.
-    """
+class _Steered(nn.Module):
+    """What both wrappers hold: the runner's own tensors, whose addresses never change, which is what CUDA graphs and
+    compiled code rely on."""
 
     steering_pool: Tensor
-    steering_write_rows: Tensor
-    steering_scales: Tensor
+    steering_codes: Tensor
+    steering_params: Tensor
     steering_slot_ids: Tensor
     steering_strengths: Tensor
+    steering_gates: Tensor
+
+
+class SteeredLayer(_Steered):
+    """Mixin in front of a decoder layer's own class: run the layer, then steer its output in place.
+
+    Fused vLLM layers return (hidden_states, residual) and the residual stream is their sum; the others return the
+    stream itself.
+    """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the layer returns, with its first tensor [num_tokens, hidden_size] steered in place."""
         output = super().forward(*args, **kwargs)
-        hidden = output[0] if isinstance(output, tuple) else output
+        hidden, residual = output, None
+        if isinstance(output, tuple):
+            hidden = output[0]
+            if len(output) > 1 and isinstance(output[1], Tensor) and output[1].shape == hidden.shape:
+                residual = output[1]
         steer_(
             hidden,
             self.steering_pool,
-            self.steering_write_rows,
-            self.steering_scales,
+            self.steering_codes,
+            self.steering_params,
             self.steering_slot_ids,
             self.steering_strengths,
+            self.steering_gates,
+            residual,
         )
         return output
 
 
-def find_decoder_layers(model: nn.Module, num_layers: int) -> list[nn.Module]:
+class SteeredNorm(_Steered):
+    """Mixin in front of the class of an RMSNorm that adds the residual: steer the sum before it is normalised."""
+
+    steering_weight_offset: float
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
+        """What vLLM's norm returns: [num_tokens, hidden_size], with a residual also the new residual."""
+        if residual is None:
+            return super().forward(x)
+        norm: Any = self
+        steer_add_rms_norm_(
+            x,
+            residual,
+            norm.weight.data if getattr(norm, "has_weight", True) else None,
+            norm.variance_epsilon,
+            self.steering_weight_offset,
+            self.steering_pool,
+            self.steering_codes,
+            self.steering_params,
+            self.steering_slot_ids,
+            self.steering_strengths,
+            self.steering_gates,
+        )
+        return x, residual
+
+
+def find_decoder_layers(model: nn.Module, num_layers: int) -> tuple[nn.Module, dict[int, nn.Module]]:
     """Decoder layers of a vLLM model, by structure and not by class names.
 
     Args:
@@ -49,8 +93,9 @@ def find_decoder_layers(model: nn.Module, num_layers: int) -> list[nn.Module]:
         num_layers: number of decoder layers according to its configuration.
 
     Returns:
-        The num_layers entries of the outermost `nn.ModuleList` of that length whose entries all have parameters and
-        at least two children (attention or another sequence mixer, and the rest of the block).
+        The module that owns the outermost `nn.ModuleList` of num_layers entries whose entries all have parameters and
+        at least two children (attention or another sequence mixer, and the rest of the block), and its entries by
+        number. Of a pipeline's stage only the entries that are there.
 
     Raises:
         IncompatibleVllmError: no list, or several unrelated lists, qualify.
@@ -69,35 +114,61 @@ def find_decoder_layers(model: nn.Module, num_layers: int) -> list[nn.Module]:
             f"Cannot tell the decoder layers of {type(model).__name__}: expected one list of {num_layers} layers, "
             f"found {found}. This architecture is not supported."
         )
-    return list(outermost[0][1])
+    name, layers = outermost[0]
+    present = {index: layer for index, layer in enumerate(layers) if not _is_elsewhere(layer)}
+    return model.get_submodule(name.rpartition(".")[0]), present
 
 
 def _is_layer_list(layers: Iterable[nn.Module]) -> bool:
-    return all(len(list(layer.children())) >= 2 and any(True for _ in layer.parameters()) for layer in layers)
+    present = [layer for layer in layers if not _is_elsewhere(layer)]
+    return bool(present) and all(
+        len(list(layer.children())) >= 2 and any(True for _ in layer.parameters()) for layer in present
+    )
 
 
-def wrap_layers(
-    layers: list[nn.Module], pool: Tensor, write_rows: Tensor, scales: Tensor, slot_ids: Tensor, strengths: Tensor
-) -> None:
-    """Make every layer steer its output. Call once, before compilation and graph capture.
+def _is_elsewhere(layer: nn.Module) -> bool:
+    """Whether another stage of the pipeline holds this layer."""
+    return type(layer).__name__ == "PPMissingLayer"
+
+
+def steer_model(model: nn.Module, num_layers: int, batch: SteeredBatch, *, fuse: bool) -> SteeredModel:
+    """Make every layer of a model steer its output. Call once, before compilation and graph capture.
 
     The class is changed on the instance, so that torch.compile traces an ordinary method and vLLM's compile cache sees
     this file among the traced sources.
 
     Args:
-        layers: decoder layers in order.
-        pool: [num_rows, hidden_size].
-        write_rows: [num_layers, num_slots, max_ops], int32.
-        scales: [num_layers, num_slots, max_ops], fp32.
-        slot_ids: [max_num_tokens], int32.
-        strengths: [max_num_tokens], fp32.
+        model: the loaded model.
+        num_layers: number of its decoder layers, those of other pipeline stages included.
+        batch: storage on the device.
+        fuse: whether to let a known RMSNorm that follows a layer do the layer's steering.
+
+    Raises:
+        IncompatibleVllmError: the layers cannot be found.
     """
+    owner, layers = find_decoder_layers(model, num_layers)
+    norms = norms_after(owner, layers) if fuse else {}
     classes: dict[type[nn.Module], type[nn.Module]] = {}
-    for index, layer in enumerate(layers):
-        cls = type(layer)
+    for index, layer in layers.items():
+        module, mixin = (norms[index].module, SteeredNorm) if index in norms else (layer, SteeredLayer)
+        cls = type(module)
         if cls not in classes:
-            classes[cls] = type(f"Steered{cls.__name__}", (SteeredLayer, cls), {})
-        layer.__class__ = classes[cls]
-        tensors: tuple[torch.Tensor, ...] = (pool, write_rows[index], scales[index], slot_ids, strengths)
-        for name, tensor in zip(_BUFFERS, tensors, strict=True):
-            layer.register_buffer(name, tensor, persistent=False)
+            classes[cls] = type(f"Steered{cls.__name__}", (mixin, cls), {})
+        module.__class__ = classes[cls]
+        if index in norms:
+            module.steering_weight_offset = norms[index].weight_offset  # type: ignore[assignment]
+        for name, tensor in _buffers(batch, index).items():
+            module.register_buffer(name, tensor, persistent=False)
+    in_place = tuple(index for index in layers if index not in norms)
+    return SteeredModel(tuple(sorted(norms)), in_place)
+
+
+def _buffers(batch: SteeredBatch, layer: int) -> Mapping[str, torch.Tensor]:
+    return {
+        "steering_pool": batch.pool.rows,
+        "steering_codes": batch.slots.codes[layer],
+        "steering_params": batch.slots.params[layer],
+        "steering_slot_ids": batch.tokens.slot_ids,
+        "steering_strengths": batch.tokens.strengths,
+        "steering_gates": batch.gates,
+    }

@@ -1,19 +1,33 @@
 """How one request is steered, token range by token range."""
 
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from server.engine.slots import SlotKey
-from server.engine.steering import END, Steering, TokenRange, scope_range
+from server.engine.slot_table import SlotKey
+from server.engine.steering import END, SPAN_NAMES, Steering, Term, TokenRange
+
+NUM_STATES = 2 ** len(SPAN_NAMES)
+
+
+class Variant(NamedTuple):
+    """What some tokens get: a slot key (empty: nothing), a strength, and the numbers of the terms behind them."""
+
+    key: SlotKey
+    strength: float
+    terms: tuple[int, ...]
 
 
 class Segment(NamedTuple):
-    """Tokens of a request that are steered alike: positions [start, stop), one slot key, one strength."""
+    """Tokens of a request to which the same terms apply: positions [start, stop).
+
+    Attributes:
+        variants: one, or `NUM_STATES` by the spans that a token lies in: bit i of the index stands for SPAN_NAMES[i].
+    """
 
     start: int
     stop: int
-    key: SlotKey
-    strength: float
+    variants: tuple[Variant, ...]
 
 
 class RequestPlan:
@@ -25,37 +39,61 @@ class RequestPlan:
     Attributes:
         steering_id: id under which the count is reported.
         segments: in order of position; tokens in none are unsteered.
+        bundles: digests that it uses.
+        has_spans: whether what a token gets depends on the tokens before it.
         tokens_steered: positions steered so far by each term, each counted once. Cached prompt tokens count, because
             their KV was made under the same steering; recomputation after a preemption does not count again.
     """
 
     def __init__(self, steering: Steering, num_prompt_tokens: int) -> None:
         self.steering_id = steering.request_id
-        ranges = [scope_range(term.scope, num_prompt_tokens) for term in steering.terms]
-        self.segments = _segments(steering, ranges)
+        self.bundles = frozenset(term.bundle for term in steering.terms)
+        self.has_spans = any(term.spans for term in steering.terms)
+        ranges = [term.positions(num_prompt_tokens) for term in steering.terms]
+        self.segments = tuple(_segments(steering.terms, ranges))
         self.tokens_steered = [0] * len(ranges)
-        self._ranges = ranges
         self._num_seen = 0
+
+    @property
+    def keys(self) -> set[SlotKey]:
+        """Slots that it may need in one step."""
+        return {variant.key for segment in self.segments for variant in segment.variants if variant.key}
 
     def advance(self, stop: int) -> None:
         """Count the steered tokens among the positions up to `stop` (exclusive) that were not counted before."""
-        if stop > self._num_seen:
-            for index, bounds in enumerate(self._ranges):
-                self.tokens_steered[index] += max(0, min(stop, bounds.stop) - max(self._num_seen, bounds.start))
-            self._num_seen = stop
+        assert not self.has_spans
+        first = self.see(stop)
+        for segment in self.segments:
+            self.count(segment.variants[0], max(0, min(stop, segment.stop) - max(first, segment.start)))
+
+    def see(self, stop: int) -> int:
+        """Take the positions up to `stop` (exclusive) as counted; returns the first that was not counted before."""
+        first = self._num_seen
+        self._num_seen = max(first, stop)
+        return first
+
+    def count(self, variant: Variant, num_tokens: int) -> None:
+        """Add tokens that were steered as `variant` says."""
+        for term in variant.terms:
+            self.tokens_steered[term] += num_tokens
 
 
-def _segments(steering: Steering, ranges: list[TokenRange]) -> tuple[Segment, ...]:
+def _segments(terms: Sequence[Term], ranges: Sequence[TokenRange]) -> Iterator[Segment]:
     edges = sorted({edge for bounds in ranges for edge in bounds} | {0, END})
-    segments = []
     for start, stop in pairwise(edges):
-        terms = [
-            term
-            for term, bounds in zip(steering.terms, ranges, strict=True)
-            if bounds.start <= start and stop <= bounds.stop
-        ]
-        if len(terms) == 1:
-            segments.append(Segment(start, stop, ((terms[0].bundle, 1.0),), terms[0].strength))
-        elif terms:
-            segments.append(Segment(start, stop, tuple((term.bundle, term.strength) for term in terms), 1.0))
-    return tuple(segments)
+        numbers = [number for number, bounds in enumerate(ranges) if bounds.start <= start and stop <= bounds.stop]
+        if not numbers:
+            continue
+        if any(terms[number].spans for number in numbers):
+            yield Segment(start, stop, tuple(_variant(terms, numbers, state) for state in range(NUM_STATES)))
+        else:
+            yield Segment(start, stop, (_variant(terms, numbers, 0),))
+
+
+def _variant(terms: Sequence[Term], numbers: Sequence[int], state: int) -> Variant:
+    inside = {name for bit, name in enumerate(SPAN_NAMES) if state >> bit & 1}
+    kept = tuple(number for number in numbers if inside.isdisjoint(terms[number].spans))
+    if len(kept) == 1:
+        term = terms[kept[0]]
+        return Variant(((term.bundle, 1.0),), term.strength, kept)
+    return Variant(tuple((terms[number].bundle, terms[number].strength) for number in kept), 1.0, kept)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steering_kernels import Flag, Kind
+from steering_kernels import Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Step:
     write2: int = -1
     gate: int = -1
     gate_out: int = -1
-    flags: Flag = Flag(0)
+    flags: int = 0
     a: float = 0.0
     b: float = 0.0
     c: float = 0.0
@@ -64,7 +64,7 @@ class Program:
     def to_wire(self) -> tuple[dict[str, Any], bytes]:
         """Plain data and the rows' bytes (fp32, C order, little endian)."""
         spec = {
-            "steps": [asdict(step) | {"kind": int(step.kind), "flags": int(step.flags)} for step in self.steps],
+            "steps": [asdict(step) | {"flags": int(step.flags), "kind": int(step.kind)} for step in self.steps],
             "num_gates": self.num_gates,
             "triggers": [[gate, list(tokens)] for gate, tokens in self.triggers.items()],
             "num_rows": self.rows.shape[0],
@@ -75,10 +75,7 @@ class Program:
     def from_wire(spec: Mapping[str, Any], data: bytes) -> "Program":
         """The program that `to_wire` gave away."""
         rows = torch.from_numpy(np.frombuffer(data, dtype="<f4").reshape(spec["num_rows"], -1).copy())
-        steps = tuple(
-            Step(**(values | {"kind": Kind(values["kind"]), "flags": Flag(values["flags"])}))
-            for values in spec["steps"]
-        )
+        steps = tuple(Step(**(values | {"kind": Kind(values["kind"])})) for values in spec["steps"])
         return Program(rows, steps, spec["num_gates"], {gate: tuple(tokens) for gate, tokens in spec["triggers"]})
 
 

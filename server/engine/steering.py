@@ -8,6 +8,10 @@ from typing import Any, Literal, NamedTuple, cast
 EXTRA_ARGS_KEY = "steering"
 
 ScopeName = Literal["all", "prompt", "response", "generation"]
+# Spans of a text that a profile may leave unsteered. The first two begin and end with tokens that the model writes
+# (`server.engine.spans`); the third is the whole answer of a request whose output follows a grammar.
+SPAN_NAMES = ("reasoning", "tool_calls")
+CONSTRAINED = "structured_output"
 END = 2**62
 
 
@@ -21,8 +25,8 @@ class TokenRange(NamedTuple):
 def scope_range(scope: ScopeName, num_prompt_tokens: int) -> TokenRange:
     """Positions that a scope steers.
 
-    Phase is a matter of absolute position, so it survives chunked prefill and preemption: `prompt` is
-    position < num_prompt_tokens, `generation` the rest, `response` the generation and the last prompt token (the one
+    Phase is a matter of absolute position, so it survives chunked prefill, preemption and speculative tokens: `prompt`
+    is position < num_prompt_tokens, `generation` the rest, `response` the generation and the last prompt token (the one
     whose output is the first answer token).
     """
     match scope:
@@ -42,13 +46,31 @@ class Term:
 
     Attributes:
         bundle: content digest, "sha256:<hex>".
-        strength: multiplier of the bundle's write rows; never 0 (strength 0 is no term at all).
+        strength: multiplier of the bundle's interventions; never 0 (strength 0 is no term at all).
         scope: which tokens.
+        exclude: which spans stay unsteered: names of `SPAN_NAMES`, and CONSTRAINED where the request's output follows a
+            grammar.
     """
 
     bundle: str
     strength: float
     scope: ScopeName
+    exclude: tuple[str, ...] = ()
+
+    @property
+    def spans(self) -> tuple[str, ...]:
+        """The excluded spans that depend on the tokens of the text."""
+        return tuple(name for name in SPAN_NAMES if name in self.exclude)
+
+    def positions(self, num_prompt_tokens: int) -> TokenRange:
+        """Positions that it steers, before spans are taken out.
+
+        Of a constrained answer nothing is steered, not even the last prompt token, whose output is its first token.
+        """
+        start, stop = scope_range(self.scope, num_prompt_tokens)
+        if CONSTRAINED in self.exclude:
+            stop = min(stop, max(0, num_prompt_tokens - 1))
+        return TokenRange(start, max(start, stop))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +88,8 @@ class Steering:
 
     def to_extra_args(self) -> dict[str, Any]:
         """Plain data that survives msgpack on its way to engine core and workers."""
-        return {
-            EXTRA_ARGS_KEY: {
-                "id": self.request_id,
-                "terms": [[term.bundle, term.strength, term.scope] for term in self.terms],
-            }
-        }
+        terms = [[term.bundle, term.strength, term.scope, list(term.exclude)] for term in self.terms]
+        return {EXTRA_ARGS_KEY: {"id": self.request_id, "terms": terms}}
 
     @staticmethod
     def from_sampling_params(sampling_params: Any) -> "Steering | None":
@@ -81,6 +99,7 @@ class Steering:
             return None
         data = extra_args[EXTRA_ARGS_KEY]
         terms = tuple(
-            Term(bundle, float(strength), cast(ScopeName, scope)) for bundle, strength, scope in data["terms"]
+            Term(bundle, float(strength), cast(ScopeName, scope), tuple(exclude))
+            for bundle, strength, scope, exclude in data["terms"]
         )
         return Steering(data["id"], terms)

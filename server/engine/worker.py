@@ -5,14 +5,13 @@ that cannot be imported ends the start. The methods are called through `collecti
 steps, so nothing here races with a batch.
 """
 
-import hashlib
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
-
-from server.engine.runner import SteeringRunner, steer_runner
-from steering_kernels import backend
+from server.engine.batch import SteeredBatch
+from server.engine.program import Program, checksum
+from server.engine.runner import steer_runner
+from steering_kernels import backends
 
 
 class SteeringWorker:
@@ -24,47 +23,46 @@ class SteeringWorker:
         steer_runner(self.model_runner)  # type: ignore[attr-defined]
 
     @property
-    def _runner(self) -> SteeringRunner:
-        return self.model_runner  # type: ignore[attr-defined]
+    def _batch(self) -> SteeredBatch:
+        batch: SteeredBatch = self.model_runner.steering  # type: ignore[attr-defined]
+        return batch
 
-    def steering_load(self, bundle: str, layers: list[int], data: bytes) -> str:
+    def steering_load(self, bundle: str, spec: Mapping[str, Any], data: bytes) -> str:
         """Make a bundle resident. The bytes travel in the call: workers read no files.
 
         Args:
             bundle: content digest.
-            layers: target layer of each row, in the order in which rows apply.
-            data: fp32 rows, [len(layers), hidden_size], C order, little endian.
+            spec: its program, as `Program.to_wire` gives it.
+            data: the program's rows, likewise.
 
         Returns:
-            SHA-256 of `data` as received, for the caller to compare over all ranks.
+            `checksum` of both as received, for the caller to compare over all ranks.
 
         Raises:
             RowPoolFullError: the pool cannot hold it.
         """
-        vectors = torch.from_numpy(np.frombuffer(data, dtype="<f4").reshape(len(layers), -1).copy())
-        writes = {
-            layer: vectors[[row for row, owner in enumerate(layers) if owner == layer]] for layer in sorted(set(layers))
-        }
-        self._runner.row_pool.load(bundle, writes)
-        return hashlib.sha256(data).hexdigest()
+        self._batch.pool.load(bundle, Program.from_wire(spec, data))
+        return checksum(spec, data)
 
     def steering_unload(self, bundle: str) -> None:
         """Free a bundle's rows. The caller makes sure that no request uses it."""
-        self._runner.slot_table.forget(bundle)
-        self._runner.row_pool.unload(bundle)
+        self._batch.slots.forget(bundle)
+        self._batch.pool.unload(bundle)
 
     def steering_status(self) -> dict[str, Any]:
-        """State of this rank: resident bundles, rows, slots and requests."""
-        runner = self._runner
-        keys = {segment.key for plan in runner.plans.values() for segment in plan.segments}
+        """State of this rank: resident bundles, rows, slots and requests, and how its layers are steered."""
+        batch, model = self._batch, self.model_runner.steered_model  # type: ignore[attr-defined]
+        rows = batch.pool.rows
         return {
             "rank": self.rank,  # type: ignore[attr-defined]
-            "bundles": runner.row_pool.bundles,
-            "rows_used": runner.row_pool.num_used,
-            "rows_total": runner.row_pool.rows.shape[0],
-            "slots_used": len(keys),
-            "slots_total": runner.slot_table.write_rows.shape[1],
-            "requests": len(runner.plans),
-            "layers": runner.slot_table.write_rows.shape[0],
-            "backend": backend(runner.row_pool.rows.device.type, runner.row_pool.rows.dtype),
+            "bundles": batch.pool.bundles,
+            "rows_used": batch.pool.num_used,
+            "rows_total": rows.shape[0],
+            "slots_used": batch.num_slots_needed,
+            "slots_total": batch.slots.codes.shape[1],
+            "requests": len(batch.plans),
+            "layers": batch.slots.codes.shape[0],
+            "fused_layers": list(model.fused),
+            "in_place_layers": list(model.in_place),
+            "backend": backends.name(rows.device.type, rows.dtype),
         }

@@ -1,0 +1,261 @@
+"""Steering of the requests in a batch: which token gets which slot. Independent of vLLM; the runners drive it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.engine.plan import NUM_STATES, RequestPlan, Segment
+from server.engine.row_pool import RowPool
+from server.engine.slot_table import SlotKey, SlotTable
+from server.engine.spans import SpanStepBuilder, SpanTable, SpanTokens
+from server.engine.steering import Steering
+from server.engine.token_table import TokenTable
+from server.engine.triggers import TriggerTable
+from steering_kernels import NUM_GATES
+
+# Parts of a request that may be steered differently in one step: before, at and after the end of its prompt.
+_PARTS = 3
+
+# {request id: (steering id, tokens steered so far by term)}
+Counts = Mapping[str, tuple[str, tuple[int, ...]]]
+
+
+class Scheduled(NamedTuple):
+    """Tokens of one request in a step.
+
+    Attributes:
+        request_id: the engine's id.
+        start: absolute position of the first.
+        num_tokens: how many, drafts included.
+        num_drafts: how many of them, at the end, are drafts of speculative decoding.
+    """
+
+    request_id: str
+    start: int
+    num_tokens: int
+    num_drafts: int = 0
+
+
+class Sizes(NamedTuple):
+    """Bounds of everything that is allocated before CUDA graphs are captured."""
+
+    num_rows: int
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    max_num_reqs: int
+    max_num_tokens: int
+
+
+class _Pending(NamedTuple):
+    """Counts of a step that are still on their way from the device: where each row of `counts` belongs."""
+
+    counts: Tensor
+    ready: torch.cuda.Event | None
+    owners: Sequence[tuple[RequestPlan, Segment]]
+
+
+class StepCounts:
+    """Token counts of one step, to be read when its output is there."""
+
+    def __init__(
+        self, plans: Mapping[str, RequestPlan], scheduled: Mapping[str, Scheduled], pending: _Pending | None
+    ) -> None:
+        self._plans = plans
+        self._scheduled = scheduled
+        self._pending = pending
+
+    def read(self, num_sampled: Mapping[str, int]) -> Counts:
+        """Counts of all requests of the step.
+
+        Args:
+            num_sampled: tokens that each request got; with drafts it says how many of them were accepted.
+        """
+        if self._pending is not None:
+            if self._pending.ready is not None:
+                self._pending.ready.synchronize()
+            for (plan, segment), row in zip(self._pending.owners, self._pending.counts.tolist(), strict=True):
+                for variant, count in zip(segment.variants, row, strict=False):
+                    plan.count(variant, count)
+        for request_id, tokens in self._scheduled.items():
+            if tokens.num_drafts and not self._plans[request_id].has_spans:
+                accepted = max(0, num_sampled.get(request_id, 0) - 1)
+                self._plans[request_id].advance(tokens.start + tokens.num_tokens - tokens.num_drafts + accepted)
+        return {key: (plan.steering_id, tuple(plan.tokens_steered)) for key, plan in self._plans.items()}
+
+
+class SteeredBatch:
+    """Storage on the device, and what every request of the batch gets.
+
+    Attributes:
+        pool: rows of the resident bundles.
+        slots: what each slot applies.
+        tokens: slot id and strength of every token of the step.
+        gates: [max_num_tokens, NUM_GATES], fp32; conditions and triggers of the step's tokens.
+        plans: steered requests by id.
+    """
+
+    def __init__(
+        self, sizes: Sizes, dtype: torch.dtype, device: torch.device, spans: Mapping[str, SpanTokens] | None = None
+    ) -> None:
+        num_slots = _PARTS * (NUM_STATES if spans else 1) * sizes.max_num_reqs + 1
+        self.pool = RowPool(sizes.num_rows, sizes.hidden_size, dtype, device)
+        self.slots = SlotTable(
+            self.pool, sizes.num_layers, num_slots, TriggerTable(num_slots, sizes.vocab_size, device)
+        )
+        self.tokens = TokenTable(sizes.max_num_tokens, device)
+        self.gates = torch.zeros(sizes.max_num_tokens, NUM_GATES, device=device)
+        self.plans: dict[str, RequestPlan] = {}
+        self._spans = SpanTable(spans or {}, sizes.max_num_reqs, device)
+        self._free_states = list(range(sizes.max_num_reqs))
+        # Of requests with spans: row in the table of states, and the position that it stands at.
+        self._states: dict[str, tuple[int, int]] = {}
+        self._device = device
+        self._step: Sequence[Scheduled] = ()
+        self._span_step: tuple[SpanStepBuilder, list[tuple[RequestPlan, Segment]]] | None = None
+        self._pending: _Pending | None = None
+
+    def add(self, request_id: str, sampling_params: Any, num_prompt_tokens: int) -> None:
+        """Take up a request that the scheduler sends for the first time, or again after a preemption.
+
+        An unknown digest cannot come from the API, which resolves names against the same registry. Raising here would
+        end the engine; without a plan the count stays absent and the API refuses the answer.
+        """
+        steering = Steering.from_sampling_params(sampling_params)
+        if steering is None or not all(term.bundle in self.pool for term in steering.terms):
+            return
+        if request_id not in self.plans:
+            self.plans[request_id] = RequestPlan(steering, num_prompt_tokens)
+
+    def remove(self, request_id: str) -> None:
+        """Forget a request; unknown ids are ignored."""
+        self.plans.pop(request_id, None)
+        if (state := self._states.pop(request_id, None)) is not None:
+            self._free_states.append(state[0])
+
+    def fill(self, step: Sequence[Scheduled], text_before: Callable[[int], Iterable[int]]) -> None:
+        """Say on the device what every token of a step gets. Call before the model runs, in the order of the batch.
+
+        Args:
+            step: the requests in the order of their tokens.
+            text_before: token ids of a request's positions before its `start`, by its index in `step`.
+        """
+        table = self.tokens
+        table.clear()
+        self._step = [tokens for tokens in step if tokens.request_id in self.plans] if self.plans else ()
+        self._span_step = self._pending = None
+        if not self._step:
+            table.publish(0)
+            return
+        first = num_tokens = 0
+        for index, tokens in enumerate(step):
+            plan = self.plans.get(tokens.request_id)
+            if plan is not None and plan.has_spans:
+                self._fill_spans(plan, tokens, first, partial(text_before, index))
+                num_tokens = first + tokens.num_tokens
+            elif plan is not None:
+                plan.advance(tokens.start + tokens.num_tokens - tokens.num_drafts)
+                num_tokens = self._fill_plain(plan, tokens, first) or num_tokens
+            first += tokens.num_tokens
+        table.publish(num_tokens)
+
+    def _fill_plain(self, plan: RequestPlan, tokens: Scheduled, first: int) -> int:
+        stop = 0
+        for segment in plan.segments:
+            low, high = _overlap(segment, tokens)
+            if low < high:
+                places = slice(first + low - tokens.start, first + high - tokens.start)
+                variant = segment.variants[0]
+                self.tokens.host_slot_ids[places] = self.slots.slot_of(variant.key, self._keys_in_step)
+                self.tokens.host_strengths[places] = variant.strength
+                stop = places.stop
+        return stop
+
+    def _fill_spans(
+        self, plan: RequestPlan, tokens: Scheduled, first: int, text_before: Callable[[], Iterable[int]]
+    ) -> None:
+        """Collect a request whose tokens get their slots on the device, from `finish_fill`."""
+        row, position = self._states.get(tokens.request_id, (-1, -1))
+        if row < 0:
+            row = self._free_states.pop()
+        if position != tokens.start:
+            _count_cached(plan, self._spans.begin(row, text_before()))
+        self._states[tokens.request_id] = (row, tokens.start + tokens.num_tokens)
+        if self._span_step is None:
+            self._span_step = (SpanStepBuilder(), [])
+            # Row 0: tokens that no segment holds.
+            self._span_step[0].add_choice([-1] * NUM_STATES, [0.0] * NUM_STATES)
+        builder, owners = self._span_step
+        choices = np.zeros(tokens.num_tokens, dtype=np.int64)
+        for segment in plan.segments:
+            low, high = _overlap(segment, tokens)
+            if low < high:
+                variants = segment.variants * (NUM_STATES // len(segment.variants))
+                slots = [self.slots.slot_of(each.key, self._keys_in_step) if each.key else -1 for each in variants]
+                choice = builder.add_choice(slots, [each.strength for each in variants])
+                choices[low - tokens.start : high - tokens.start] = choice
+                owners.append((plan, Segment(segment.start, segment.stop, variants)))
+        fresh = np.arange(tokens.start, tokens.start + tokens.num_tokens) >= plan.see(tokens.start + tokens.num_tokens)
+        builder.add_request(row, range(first, first + tokens.num_tokens), choices, fresh)
+
+    def finish_fill(self, input_ids: Tensor) -> None:
+        """Decide on the device what depends on token ids. Call when they are there and before the model runs.
+
+        Args:
+            input_ids: [>= num_tokens], integer, on the device.
+        """
+        if not self._step:
+            return
+        if self._span_step is not None:
+            builder, owners = self._span_step
+            step = builder.build().to(self._device)
+            counts = self._spans.apply_(step, input_ids, self.tokens.slot_ids, self.tokens.strengths)
+            self._pending = _to_host(counts[1:], owners)
+        if any(self.pool[bundle].program.triggers for plan in self._plans_in_step() for bundle in plan.bundles):
+            count = min(input_ids.shape[0], self.gates.shape[0])
+            self.slots.triggers.set_gates_(self.gates[:count], self.tokens.slot_ids[:count], input_ids[:count])
+
+    def counts(self) -> StepCounts | None:
+        """Counts of the step that was filled last; None when it held no steered request."""
+        if not self._step:
+            return None
+        scheduled = {tokens.request_id: tokens for tokens in self._step}
+        return StepCounts({key: self.plans[key] for key in scheduled if key in self.plans}, scheduled, self._pending)
+
+    def _plans_in_step(self) -> Iterable[RequestPlan]:
+        return (self.plans[tokens.request_id] for tokens in self._step)
+
+    def _keys_in_step(self) -> set[SlotKey]:
+        return {key for plan in self._plans_in_step() for key in plan.keys}
+
+    @property
+    def num_slots_needed(self) -> int:
+        """Slots that the requests in flight need."""
+        return len({key for plan in self.plans.values() for key in plan.keys})
+
+
+def _count_cached(plan: RequestPlan, states: Sequence[int]) -> None:
+    """Count the tokens that were found in the cache, whose KV was made under the same steering."""
+    first = plan.see(len(states))
+    for position in range(first, len(states)):
+        for segment in plan.segments:
+            if segment.start <= position < segment.stop:
+                plan.count(segment.variants[states[position] % len(segment.variants)], 1)
+
+
+def _overlap(segment: Segment, tokens: Scheduled) -> tuple[int, int]:
+    return max(segment.start, tokens.start), min(segment.stop, tokens.start + tokens.num_tokens)
+
+
+def _to_host(counts: Tensor, owners: Sequence[tuple[RequestPlan, Segment]]) -> _Pending:
+    if counts.device.type == "cpu":
+        return _Pending(counts, None, owners)
+    host = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
+    host.copy_(counts, non_blocking=True)
+    ready = torch.cuda.Event()
+    ready.record()
+    return _Pending(host, ready, owners)

@@ -1,0 +1,115 @@
+"""What each slot applies at each layer, on the device."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+
+import torch
+
+from server.engine.program import Step
+from server.engine.row_pool import Resident, RowPool
+from server.engine.triggers import TriggerTable
+from steering_kernels import CODE_WIDTH, MAX_OPS, NUM_GATES, PARAM_WIDTH, Code, Param
+
+# What a slot applies: (bundle digest, factor) in order.
+SlotKey = tuple[tuple[str, float], ...]
+
+
+class SlotTable:
+    """A cache over slot keys: an entry lives until its slot is needed.
+
+    There are more slots than a batch can use at once, so a batch never waits for a slot and a slot in use is never
+    taken away.
+
+    Attributes:
+        codes: [num_layers, num_slots, MAX_OPS, CODE_WIDTH], int32.
+        params: [num_layers, num_slots, MAX_OPS, PARAM_WIDTH], fp32.
+        triggers: which gates of a slot follow a token's id.
+    """
+
+    def __init__(self, pool: RowPool, num_layers: int, num_slots: int, triggers: TriggerTable) -> None:
+        device = pool.rows.device
+        self.codes = torch.zeros(num_layers, num_slots, MAX_OPS, CODE_WIDTH, dtype=torch.int32, device=device)
+        self.params = torch.zeros(num_layers, num_slots, MAX_OPS, PARAM_WIDTH, dtype=torch.float32, device=device)
+        self.triggers = triggers
+        self._pool = pool
+        self._free = list(range(num_slots))
+        self._slots: OrderedDict[SlotKey, int] = OrderedDict()
+
+    def slot_of(self, key: SlotKey, in_use: Callable[[], Collection[SlotKey]]) -> int:
+        """Slot that applies `key`, filled now if need be.
+
+        Args:
+            key: what to apply; all its bundles are resident, and the API has checked that it fits.
+            in_use: gives the keys of the current batch, whose slots stay; asked only when no slot is free.
+        """
+        if key in self._slots:
+            self._slots.move_to_end(key)
+            return self._slots[key]
+        if not self._free:
+            kept = in_use()
+            oldest = next(other for other in self._slots if other not in kept)
+            self._free.append(self._slots.pop(oldest))
+        slot = self._free.pop()
+        self._slots[key] = slot
+        self._write(slot, key)
+        return slot
+
+    def forget(self, bundle: str) -> None:
+        """Drop every slot that applies a bundle, so that a later bundle in its rows is never applied by mistake."""
+        for key in [key for key in self._slots if any(digest == bundle for digest, _ in key)]:
+            self._free.append(self._slots.pop(key))
+
+    def _write(self, slot: int, key: SlotKey) -> None:
+        num_layers = self.codes.shape[0]
+        codes = torch.zeros(num_layers, MAX_OPS, CODE_WIDTH, dtype=torch.int32)
+        params = torch.zeros(num_layers, MAX_OPS, PARAM_WIDTH)
+        filled = [0] * num_layers
+        first_gate = 0
+        gates: dict[int, tuple[int, ...]] = {}
+        for bundle, factor in key:
+            resident = self._pool[bundle]
+            for step in resident.program.steps:
+                _write_entry(codes, params, filled, step, resident, factor, first_gate)
+            gates |= {first_gate + gate: tokens for gate, tokens in resident.program.triggers.items()}
+            first_gate += resident.program.num_gates
+        assert first_gate <= NUM_GATES
+        # On the compute stream and therefore after the steps that still read the slot's old content. The sources are
+        # pageable and of this call alone: the copies have left them when they return.
+        self.codes[:, slot].copy_(codes)
+        self.params[:, slot].copy_(params)
+        self.triggers.assign(slot, gates)
+
+
+def _write_entry(
+    codes: torch.Tensor,
+    params: torch.Tensor,
+    filled: list[int],
+    step: Step,
+    resident: Resident,
+    factor: float,
+    first_gate: int,
+) -> None:
+    def place(row: int) -> int:
+        return resident.places[row] if row >= 0 else -1
+
+    def gate(number: int) -> int:
+        return first_gate + number if number >= 0 else -1
+
+    index = filled[step.layer]
+    assert index < MAX_OPS
+    code, param = codes[step.layer, index], params[step.layer, index]
+    values = {
+        Code.KIND: step.kind,
+        Code.READ: place(step.read),
+        Code.WRITE: place(step.write),
+        Code.READ2: place(step.read2),
+        Code.WRITE2: place(step.write2),
+        Code.GATE: gate(step.gate),
+        Code.GATE_OUT: gate(step.gate_out),
+        Code.FLAGS: step.flags,
+    }
+    for column, value in values.items():
+        code[column] = int(value)
+    for parameter, number in ((Param.SCALE, factor), (Param.A, step.a), (Param.B, step.b), (Param.C, step.c)):
+        param[parameter] = number
+    filled[step.layer] += 1
