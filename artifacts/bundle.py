@@ -17,13 +17,12 @@ from torch import Tensor
 from artifacts.errors import BundleError, BundleErrorCode, quoted
 from artifacts.header import METADATA_KEY, PREFIX_BYTES, Header, TensorEntry, read_header
 from artifacts.manifest import SCHEMA, Manifest, from_metadata, to_metadata
+from artifacts.rows import check_rows
 
 __all__ = ["CHECKS", "Bundle", "BundleError", "BundleErrorCode", "load_bundle", "parse_bundle", "write_bundle"]
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_FILE_BYTES = 1 << 30
-MIN_NORM = 1e-6
-MAX_NORM = 1e6
 RUNTIME_PREFIX = "runtime."
 CHECKS = ("file", "header", "manifest", "tensors", "values", "digest")
 _CHUNK_BYTES = 1 << 20
@@ -43,19 +42,37 @@ class Bundle:
         digest: "sha256:<64 hex>" of the whole file, the identity of the bundle.
         manifest: what the file says about itself.
         num_bytes: size of the file.
-        writes: runtime tensors by name, [hidden_size], fp32, CPU.
+        rows: runtime tensors by name, [hidden_size] or, for the plane of a rotation, [2, hidden_size]; fp32, CPU.
         evidence: the tensors that were skipped, in file order.
     """
 
     digest: str
     manifest: Manifest
     num_bytes: int
-    writes: dict[str, Tensor]
+    rows: dict[str, Tensor]
     evidence: tuple[TensorEntry, ...] = ()
+
+    def additions(self) -> list[tuple[int, Tensor]]:
+        """(layer, row [hidden_size] fp32) of every intervention, for what can do nothing but add.
+
+        Raises:
+            BundleError: code NOT_PLAIN_ADD; an intervention does something else, or not to every token.
+        """
+        found = []
+        for step in self.manifest.interventions:
+            if not step.is_plain_add:
+                what = f"of kind '{step.kind}'" if step.kind != "add" else "an addition with a gate or keep_norm"
+                raise BundleError(
+                    BundleErrorCode.NOT_PLAIN_ADD,
+                    f"The intervention at layer {step.layer} is {what}, and this works for plain additions only; "
+                    "steer with it through the server.",
+                )
+            found += [(step.layer, self.rows[name]) for name in step.tensors]
+        return found
 
 
 class _Data(NamedTuple):
-    writes: dict[str, Tensor]
+    rows: dict[str, Tensor]
     digest: str
 
 
@@ -89,7 +106,8 @@ def write_bundle(path: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> 
     Args:
         path: where to write; an existing file is replaced. The folder must exist.
         manifest: must name exactly the runtime tensors in `tensors`.
-        tensors: by name; runtime tensors [hidden_size], fp32 | fp16 | bf16; evidence of any shape and common dtype.
+        tensors: by name; runtime tensors [hidden_size] or [2, hidden_size], fp32 | fp16 | bf16; evidence of any shape
+            and common dtype.
 
     Raises:
         BundleError: the result would be no valid bundle.
@@ -157,22 +175,24 @@ def _read(file: BinaryIO, num_bytes: int, on_check: OnCheck) -> Bundle:
     header = read_header(file, num_bytes, MAX_HEADER_BYTES)
     on_check("header", f"{header.data_start - PREFIX_BYTES} bytes, {len(header.tensors)} tensors, no gap, no overlap")
     manifest = from_metadata(header.metadata)
-    on_check("manifest", f"{manifest.name}, schema {SCHEMA}, {len(manifest.interventions)} interventions")
+    kinds = ", ".join(dict.fromkeys(step.kind for step in manifest.interventions))
+    on_check("manifest", f"{manifest.name}, schema {SCHEMA}, {len(manifest.interventions)} interventions ({kinds})")
     _check_tensors(header, manifest)
     evidence = tuple(entry for entry in header.tensors if not entry.name.startswith(RUNTIME_PREFIX))
     num_runtime = len(header.tensors) - len(evidence)
     on_check("tensors", f"{num_runtime} runtime of [{manifest.target.hidden_size}], {len(evidence)} evidence")
     data = _read_data(file, header)
-    norms = [_checked_norm(name, row) for name, row in data.writes.items()]
-    on_check("values", f"finite, norms {min(norms):.6g} to {max(norms):.6g}")
+    norms = check_rows(manifest.interventions, data.rows)
+    on_check("values", f"finite, norms {norms.smallest:.6g} to {norms.largest:.6g}")
     on_check("digest", data.digest)
-    return Bundle(data.digest, manifest, num_bytes, data.writes, evidence)
+    return Bundle(data.digest, manifest, num_bytes, data.rows, evidence)
 
 
 def _check_tensors(header: Header, manifest: Manifest) -> None:
     """Hold the runtime tensors in the header against the manifest: names, dtypes, shapes."""
     runtime = {entry.name: entry for entry in header.tensors if entry.name.startswith(RUNTIME_PREFIX)}
-    named = [intervention.write for intervention in manifest.interventions]
+    planes = {step.read for step in manifest.interventions if step.kind == "rotate"}
+    named = [name for step in manifest.interventions for name in step.tensors]
     for name in named:
         if name not in runtime:
             raise BundleError(
@@ -189,27 +209,29 @@ def _check_tensors(header: Header, manifest: Manifest) -> None:
                 BundleErrorCode.UNSAFE_DTYPE,
                 f"{name} has dtype {entry.dtype}; runtime tensors must be F32, F16 or BF16, so convert it.",
             )
-        if entry.shape != (manifest.target.hidden_size,):
+        expected = (2,) * (name in planes) + (manifest.target.hidden_size,)
+        if entry.shape != expected:
             raise BundleError(
                 BundleErrorCode.WRONG_SHAPE,
-                f"{name} has shape {list(entry.shape)} and the target's hidden size asks for "
-                f"[{manifest.target.hidden_size}]; build the bundle for this target.",
+                f"{name} has shape {list(entry.shape)} and its kind and the target's hidden size ask for "
+                f"{list(expected)}; build the bundle for this target.",
             )
 
 
 def _read_data(file: BinaryIO, header: Header) -> _Data:
     """Read the data section once: hash everything, keep the runtime tensors."""
     digest = hashlib.sha256(header.raw)
-    writes: dict[str, Tensor] = {}
+    rows: dict[str, Tensor] = {}
     for entry in header.tensors:
         if entry.name.startswith(RUNTIME_PREFIX):
             buffer = bytearray(_read_exactly(file, entry.num_bytes))
             digest.update(buffer)
-            writes[entry.name] = torch.frombuffer(buffer, dtype=_RUNTIME_DTYPES[entry.dtype]).to(torch.float32)
+            flat = torch.frombuffer(buffer, dtype=_RUNTIME_DTYPES[entry.dtype])
+            rows[entry.name] = flat.to(torch.float32).reshape(entry.shape)
         else:
             for start in range(0, entry.num_bytes, _CHUNK_BYTES):
                 digest.update(_read_exactly(file, min(_CHUNK_BYTES, entry.num_bytes - start)))
-    return _Data(writes, f"sha256:{digest.hexdigest()}")
+    return _Data(rows, f"sha256:{digest.hexdigest()}")
 
 
 def _read_exactly(file: BinaryIO, num_bytes: int) -> bytes:
@@ -219,23 +241,6 @@ def _read_exactly(file: BinaryIO, num_bytes: int) -> bytes:
             BundleErrorCode.TRUNCATED, f"The file ended {num_bytes - len(data)} bytes early while read; copy it again."
         )
     return data
-
-
-def _checked_norm(name: str, row: Tensor) -> float:
-    """Return the 2-norm of a runtime row [hidden_size], fp32; summed in fp64, where it cannot overflow."""
-    num_bad = int((~torch.isfinite(row)).sum())
-    if num_bad:
-        raise BundleError(
-            BundleErrorCode.NON_FINITE,
-            f"{name} holds NaN or infinity in {num_bad} of {row.numel()} values; build the bundle again.",
-        )
-    norm = float(torch.linalg.vector_norm(row, dtype=torch.float64))
-    if not MIN_NORM <= norm <= MAX_NORM:
-        raise BundleError(
-            BundleErrorCode.BAD_NORM,
-            f"{name} has norm {norm:.6g}, outside [{MIN_NORM:g}, {MAX_NORM:g}]; rescale it and the strengths.",
-        )
-    return norm
 
 
 def _encode_header(manifest: Manifest, tensors: dict[str, Tensor], order: list[str]) -> bytes:

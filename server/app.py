@@ -3,7 +3,7 @@
 import argparse
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,18 @@ from starlette.responses import Response
 from artifacts.verify import ServedModel, served_model
 from server.engine.client import SteeringEngine
 from server.engine.compat import IncompatibleVllmError
-from server.engine.config import additional_config, enable, worker_cls
+from server.engine.config import EngineSettings, enable, worker_cls
+from server.engine.program import Program
+from server.engine.span_tokens import load_tokenizer, parser_spans, span_tokens
+from server.engine.spans import SpanTokens
+from server.engine.steering import SPAN_NAMES
 from server.errors import ErrorCode, SteeringRequestError
 from server.guard import SteeringGuard
 from server.profiles import ProfileTable
 from server.routes import chat, completion, models, steering
 from server.routes.steered import SteeringService
 from server.settings import SteeringSettings
+from server.triggers import vocabulary_of
 
 _REPLACED_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/models"})
 _MODEL_FILES = ["*.json", "*.safetensors"]
@@ -67,8 +72,10 @@ def run(args: argparse.Namespace) -> int:
     # Steering is written for model runner V1; vLLM would choose V2 on GPUs.
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     args.worker_cls = worker_cls(current_platform.device_type)
-    args.additional_config = {**(args.additional_config or {}), **additional_config(settings.rows)}
-    return int(uvloop.run(_serve(args, profiles)))
+    programs = _programs(args, profiles)
+    engine_settings = EngineSettings(settings.rows, settings.fusion, _spans(args, settings, profiles))
+    args.additional_config = {**(args.additional_config or {}), **engine_settings.additional_config()}
+    return int(uvloop.run(_serve(args, profiles, programs)))
 
 
 def _refuse_unsupported_launch(args: argparse.Namespace) -> None:
@@ -98,7 +105,34 @@ def _served_model(args: argparse.Namespace) -> ServedModel:
     return served_model(folder)
 
 
-async def _serve(args: argparse.Namespace, profiles: ProfileTable) -> int:
+def _programs(args: argparse.Namespace, profiles: ProfileTable) -> dict[str, Program]:
+    """What each profile makes the engine do, by its name; the tokenizer is read only where a trigger needs it."""
+    has_triggers = any(profile.bundle.manifest.triggers for profile in profiles)
+    vocabulary = vocabulary_of(load_tokenizer(args)) if has_triggers else {}
+    return {profile.name: profile.program(vocabulary) for profile in profiles}
+
+
+def _spans(args: argparse.Namespace, settings: SteeringSettings, profiles: ProfileTable) -> dict[str, SpanTokens]:
+    """Delimiters of the spans that profiles exclude.
+
+    Raises:
+        ValueError: a profile excludes a span whose delimiters nobody knows.
+    """
+    wanted = {span: profile for profile in profiles for span in SPAN_NAMES if span in profile.exclude}
+    if not wanted:
+        return {}
+    tokenizer = load_tokenizer(args)
+    known = {**parser_spans(args.reasoning_parser, args.tool_call_parser, tokenizer), **settings.spans}
+    for span, profile in wanted.items():
+        if span not in known:
+            raise ValueError(
+                f"Profile {profile.name!r} leaves {span} unsteered and nothing says which tokens open and close them; "
+                f"add --steering-span {span}=OPEN,CLOSE."
+            )
+    return span_tokens({span: known[span] for span in wanted}, tokenizer)
+
+
+async def _serve(args: argparse.Namespace, profiles: ProfileTable, programs: Mapping[str, Program]) -> int:
     from vllm.entrypoints.launchers.launcher import setup_server
 
     def interrupt(*_: Any) -> None:
@@ -109,7 +143,7 @@ async def _serve(args: argparse.Namespace, profiles: ProfileTable) -> int:
     listen_address, sock = setup_server(args, reuse_port=False)
     try:
         async with _engine_client(args) as engine_client:
-            shutdown = await _build_and_serve(engine_client, listen_address, sock, args, profiles)
+            shutdown = await _build_and_serve(engine_client, listen_address, sock, args, profiles, programs)
             died = engine_client.errored
         await shutdown
     finally:
@@ -143,7 +177,12 @@ async def _engine_client(args: argparse.Namespace) -> AsyncIterator[Any]:
 
 
 async def _build_and_serve(
-    engine_client: Any, listen_address: str, sock: Any, args: argparse.Namespace, profiles: ProfileTable
+    engine_client: Any,
+    listen_address: str,
+    sock: Any,
+    args: argparse.Namespace,
+    profiles: ProfileTable,
+    programs: Mapping[str, Program],
 ) -> Any:
     from vllm import envs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -157,9 +196,16 @@ async def _build_and_serve(
     engine = SteeringEngine(engine_client)
     await engine.self_test()
     for profile in profiles:
-        await engine.load(profile.bundle.digest, profile.writes)
+        await engine.load(profile.bundle.digest, programs[profile.name])
         logger.info("Steering profile %s: %s, layers %s", profile.name, profile.bundle.digest, profile.layers)
-    logger.info("Steering self-test passed: every decoder layer can be steered.")
+    for worker in await engine.status():
+        logger.info(
+            "Steering self-test passed on rank %d: fused with the next norm %s, in place %s, kernel %s.",
+            worker["rank"],
+            worker["fused_layers"],
+            worker["in_place_layers"],
+            worker["backend"],
+        )
 
     supported_tasks = await engine_client.get_supported_tasks()
     app = build_app(args, supported_tasks, engine_client.model_config)

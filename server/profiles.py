@@ -3,22 +3,24 @@
 import difflib
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from torch import Tensor
-
 from artifacts.bundle import Bundle
-from artifacts.manifest import Scope
-from server.engine.slots import MAX_OPS
+from artifacts.manifest import ExcludedSpan, Manifest, Scope
+from server.engine.program import Program
 from server.engine.steering import Steering, Term
 from server.errors import ErrorCode, SteeringRequestError
+from server.lowering import lower
 from server.schema import ProfileRef, Receipt
+from server.triggers import resolve_triggers
+from steering_kernels import MAX_OPS, NUM_GATES
 
 # 0.1 + 0.2 is not over a maximum of 0.3.
 _ROUNDING = 1e-9
 _MIN_DIGEST_PREFIX = len("sha256:") + 8
+_NO_TOKENS: Mapping[int, str] = {}
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Profile:
         strength: default strength.
         maximum_strength: bound of |strength| in a request.
         scope: default scope.
+        exclude: spans that stay unsteered.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Profile:
     strength: float
     maximum_strength: float
     scope: Scope
+    exclude: tuple[ExcludedSpan, ...] = ()
 
     @staticmethod
     def from_bundle(bundle: Bundle, name: str | None = None) -> "Profile":
@@ -49,20 +53,24 @@ class Profile:
             strength=manifest.recommended_strength,
             maximum_strength=manifest.maximum_strength,
             scope=manifest.scope,
+            exclude=manifest.exclude,
         )
 
-    @property
-    def writes(self) -> dict[int, list[Tensor]]:
-        """Layer -> write rows in listed order, each [hidden_size], fp32."""
-        writes: dict[int, list[Tensor]] = {}
-        for intervention in self.bundle.manifest.interventions:
-            writes.setdefault(intervention.layer, []).append(self.bundle.writes[intervention.write])
-        return writes
+    def program(self, vocabulary: Mapping[int, str] = _NO_TOKENS) -> Program:
+        """What its bundle makes the engine do.
+
+        Args:
+            vocabulary: text of every token of the served model by id; needed for triggers only.
+
+        Raises:
+            ValueError: a trigger fits no token.
+        """
+        return lower(self.bundle, resolve_triggers(self.bundle.manifest, vocabulary))
 
     @property
     def layers(self) -> list[int]:
-        """Layers it steers, one entry per intervention."""
-        return sorted(intervention.layer for intervention in self.bundle.manifest.interventions)
+        """Layers it steers, one entry per intervention that changes the residual stream."""
+        return sorted(step.layer for step in self.bundle.manifest.interventions if step.kind != "condition")
 
 
 @dataclass(frozen=True)
@@ -118,8 +126,7 @@ class ProfileTable:
         """Build the table.
 
         Raises:
-            ValueError: two profiles have one name, or one bundle makes more interventions at a layer than a slot
-                holds.
+            ValueError: two profiles have one name.
         """
         self._profiles: dict[str, Profile] = {}
         for profile in profiles:
@@ -127,10 +134,6 @@ class ProfileTable:
                 raise ValueError(
                     f"Two bundles are named {profile.name!r}; rename one with --steering-bundle NAME=FILE."
                 )
-            try:
-                _check_capacity(profile.layers)
-            except SteeringRequestError as error:
-                raise ValueError(f"Profile {profile.name!r} cannot be served: {error}") from None
             self._profiles[profile.name] = profile
 
     def __iter__(self) -> Iterator[Profile]:
@@ -141,16 +144,15 @@ class ProfileTable:
 
         Raises:
             SteeringRequestError: unknown profile (404, with near names), strength over the maximum, or more
-                interventions at one layer than a slot holds (400).
+                interventions at one layer or gates than a slot holds (400).
         """
         terms = tuple(self._resolve_one(ref) for ref in refs)
         _check_total_strength(terms)
         active = [term for term in terms if term.strength]
-        _check_capacity([layer for term in active for layer in term.profile.layers])
+        _check_capacity([term.profile.bundle.manifest for term in active])
         if not active:
             return Resolved(terms, None)
-        engine_terms = tuple(Term(term.profile.bundle.digest, term.strength, term.scope.value) for term in active)
-        return Resolved(terms, Steering(uuid.uuid4().hex, engine_terms))
+        return Resolved(terms, Steering(uuid.uuid4().hex, tuple(_engine_term(term) for term in active)))
 
     def _resolve_one(self, ref: ProfileRef) -> ResolvedTerm:
         name, versioned, digest = ref.name.partition("@")
@@ -182,9 +184,20 @@ def _check_total_strength(terms: Sequence[ResolvedTerm]) -> None:
             )
 
 
-def _check_capacity(layers: Sequence[int]) -> None:
-    for layer, count in Counter(layers).items():
+def _engine_term(term: ResolvedTerm) -> Term:
+    return Term(term.profile.bundle.digest, term.strength, term.scope.value, term.profile.exclude)
+
+
+def _check_capacity(manifests: Sequence[Manifest]) -> None:
+    """A bundle fits a slot by itself (`artifacts.manifest`); several together may not."""
+    layers = Counter(step.layer for manifest in manifests for step in manifest.interventions)
+    for layer, count in layers.items():
         if count > MAX_OPS:
             raise SteeringRequestError(
                 ErrorCode.TOO_MANY, f"There are {count} interventions at layer {layer}; at most {MAX_OPS} fit."
             )
+    num_gates = sum(len(manifest.gates) for manifest in manifests)
+    if num_gates > NUM_GATES:
+        raise SteeringRequestError(
+            ErrorCode.TOO_MANY, f"There are {num_gates} conditions and triggers; at most {NUM_GATES} fit."
+        )

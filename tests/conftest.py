@@ -30,6 +30,20 @@ TARGET = LAB / "models" / "target"
 HIDDEN_SIZE, NUM_LAYERS = 128, 6
 # About a third of the lab model's residual norm: changes every distribution, and leaves text a text.
 WRITE_NORM = 150.0
+# One valid intervention of each kind, but for layer and tensors; the sizes suit the lab's target.
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "add": {},
+    "add_relative": {"keep_norm": True},
+    "project": {},
+    "clamp": {"parameters": {"minimum": -5.0, "maximum": 10.0}},
+    "gated_add": {"parameters": {"threshold": 0.1, "slope": 20.0, "cosine": True}},
+    "feature": {"parameters": {"bias": -3.0, "activation": "relu", "edit": "scale", "value": 2.0}},
+    "rotate": {"parameters": {"angle": 0.7, "mode": "relative"}},
+    "affine": {},
+    "condition": {"sets": "open", "parameters": {"threshold": 2.0, "below": True}},
+}
+_READS = ("project", "clamp", "gated_add", "feature", "rotate", "affine", "condition")
+_WRITES = ("add", "add_relative", "gated_add", "feature", "affine")
 START_TIMEOUT_S, STOP_TIMEOUT_S, REQUEST_TIMEOUT_S = 400, 30, 120
 # The smallest block that vLLM's CPU attention takes; whole distributions, so that tests can compare them.
 ENGINE_FLAGS = (
@@ -172,31 +186,59 @@ def target() -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Write a bundle of random vectors for the lab model; keyword arguments replace parts of its manifest."""
+def kind_examples() -> dict[str, dict[str, Any]]:
+    """One valid intervention of each kind, but for layer and tensors: steps of `make_bundle`."""
+    return {kind: {"kind": kind} | fields for kind, fields in EXAMPLES.items()}
 
-    def make(name: str, layers: Sequence[int], seed: int, **changes: Any) -> Path:
+
+@pytest.fixture(scope="session")
+def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Write a bundle of random tensors for the lab model; keyword arguments replace parts of its manifest.
+
+    `steps` holds the fields of one intervention per layer, without its layer and tensors; left out, all are additions.
+    """
+
+    def make(
+        name: str, layers: Sequence[int], seed: int, steps: Sequence[dict[str, Any]] | None = None, **changes: Any
+    ) -> Path:
         generator = torch.Generator().manual_seed(seed)
         hidden_size = changes["target"].hidden_size if "target" in changes else HIDDEN_SIZE
-        names = [f"runtime.{layer}.{layers[:index].count(layer)}.write" for index, layer in enumerate(layers)]
-        rows = torch.nn.functional.normalize(torch.randn(len(layers), hidden_size, generator=generator)) * WRITE_NORM
+        writes = torch.nn.functional.normalize(torch.randn(len(layers), hidden_size, generator=generator)) * WRITE_NORM
+        tensors: dict[str, torch.Tensor] = {}
+        interventions = []
+        for index, step in enumerate([{"kind": "add"}] * len(layers) if steps is None else steps):
+            place = f"runtime.{layers[index]}.{layers[:index].count(layers[index])}"
+            drawn = _draw(step["kind"], writes[index], generator)
+            tensors |= {f"{place}.{role}": tensor for role, tensor in drawn.items()}
+            fields = {"layer": layers[index], **{role: f"{place}.{role}" for role in drawn}}
+            interventions.append(Intervention.model_validate(fields | step))
         manifest = {
             "name": name,
             "target": ModelIdentity(
                 id="lab-target", architecture="LlamaForCausalLM", hidden_size=hidden_size, num_layers=NUM_LAYERS
             ),
-            "interventions": tuple(
-                Intervention(layer=layer, kind="add", write=tensor) for layer, tensor in zip(layers, names, strict=True)
-            ),
+            "interventions": tuple(interventions),
             "recommended_strength": 1.0,
             "maximum_strength": 4.0,
             "scope": Scope.ALL,
         }
         path = tmp_path_factory.mktemp(name) / f"{name}.safetensors"
-        write_bundle(path, Manifest(**(manifest | changes)), dict(zip(names, rows, strict=True)))
+        write_bundle(path, Manifest(**(manifest | changes)), tensors)
         return path
 
     return make
+
+
+def _draw(kind: str, write: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Tensors that a kind takes: orthonormal reads, writes of a size that suits it."""
+    drawn = {}
+    if kind in _READS:
+        plane = torch.linalg.qr(torch.randn(write.numel(), 2, generator=generator)).Q.T.contiguous()
+        drawn["read"] = plane if kind == "rotate" else plane[0] * (2.0 if kind == "affine" else 1.0)
+    if kind in _WRITES:
+        share = {"add": 1.0, "gated_add": 1.0, "affine": 0.3}.get(kind, 0.5 / WRITE_NORM)
+        drawn["write"] = write * share
+    return drawn
 
 
 @pytest.fixture(scope="session")

@@ -1,23 +1,34 @@
-"""`expertsteer bundle inspect|verify FILE`: look into a bundle, or prove that it may be served."""
+"""`expertsteer bundle inspect|verify|pack`: look into a bundle, prove that it may be served, make one."""
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from artifacts.commands.bundle_text import print_bundle, printable
+
 if TYPE_CHECKING:
-    from pydantic import JsonValue
-    from rich.console import Console
-
     from artifacts.bundle import Bundle
-    from artifacts.manifest import ModelIdentity
 
-HELP = "Inspect or verify a bundle file."
-_LABEL_WIDTH = 12
-_MAX_GROUP_ROWS = 6
-_MAX_LIST = 4
+HELP = "Inspect, verify or pack a bundle file."
+_SPEC = """
+SPEC.yaml holds the fields of a bundle's manifest. In place of the name of a tensor stands where to take it from:
+FILE.npy or FILE.safetensors#TENSOR, paths starting from SPEC.yaml. `target` is a model folder, or its fields.
+
+  name: calm
+  target: ./my-8b
+  recommended_strength: 1.0
+  maximum_strength: 2.0
+  scope: generation
+  triggers: {break: {text_contains: "\\n\\n"}}
+  interventions:
+    - {layer: 12, kind: project, read: directions.safetensors#anger}
+    - {layer: 14, kind: clamp, read: axis.npy, parameters: {maximum: 3.5}}
+    - {layer: 16, kind: add, write: pause.npy, gate: break, keep_norm: true}
+
+Kinds and their parameters: see `artifacts.manifest`. Directions of project, clamp, rotate and cosine are unit vectors.
+"""
 _WORDS = {"passed": "ok", "failed": "FAIL", "not_run": "not run"}
 
 
@@ -39,9 +50,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--json", action="store_true", help="print JSON instead of text")
     verify.add_argument("--model", type=Path, metavar="DIR", help="also check that it belongs to the model in DIR")
 
+    pack = actions.add_parser(
+        "pack",
+        help="make a bundle of any kind of intervention from your own tensors",
+        description="Make a bundle of any kind of intervention from your own tensors.",
+        epilog=_SPEC,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    pack.add_argument("spec", type=Path, metavar="SPEC.yaml", help="what to pack")
+    pack.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="bundle to write")
+
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen action and return the exit status."""
+    if args.action == "pack":
+        return _pack(args.spec, args.output)
     if args.action == "verify":
         return _verify(args.file, args.model, args.json)
     return _inspect(args.file, args.json)
@@ -60,17 +83,19 @@ def _inspect(path: Path, as_json: bool) -> int:
     else:
         from rich.console import Console
 
-        _print_bundle(Console(highlight=False), bundle)
+        print_bundle(Console(highlight=False), bundle)
     return 0
 
 
 def _as_json(bundle: "Bundle") -> dict[str, object]:
-    """Return everything `inspect` knows: identity, manifest, norms of the runtime rows, evidence."""
+    """Return everything `inspect` knows: identity, manifest, norms of the runtime tensors' rows, evidence."""
+    from artifacts.rows import row_norms
+
     return {
         "digest": bundle.digest,
         "num_bytes": bundle.num_bytes,
         "manifest": bundle.manifest.model_dump(mode="json"),
-        "norms": {name: float(row.norm()) for name, row in bundle.writes.items()},
+        "norms": {name: row_norms(row) for name, row in bundle.rows.items()},
         "evidence": [
             {"name": entry.name, "shape": list(entry.shape), "dtype": entry.dtype, "num_bytes": entry.num_bytes}
             for entry in bundle.evidence
@@ -78,103 +103,22 @@ def _as_json(bundle: "Bundle") -> dict[str, object]:
     }
 
 
-def _print_bundle(console: "Console", bundle: "Bundle") -> None:
-    manifest = bundle.manifest
-    for label, value in (
-        ("identity", bundle.digest),
-        ("size", f"{bundle.num_bytes} bytes"),
-        ("name", manifest.name),
-        ("description", manifest.description or "-"),
-        ("licence", manifest.licence or "-"),
-        ("target", _model_line(manifest.target)),
-        ("expert", _model_line(manifest.expert) if manifest.expert else "-"),
-        ("strength", f"{manifest.recommended_strength:g} recommended, {manifest.maximum_strength:g} at most"),
-        ("scope", manifest.scope.value),
-        ("data", manifest.data_digest or "-"),
-        ("seed", str(manifest.seed)),
-        ("versions", ", ".join(f"{tool} {number}" for tool, number in sorted(manifest.tool_versions.items())) or "-"),
-    ):
-        console.print(f"{label:<{_LABEL_WIDTH}}{printable(value)}", soft_wrap=True, markup=False, emoji=False)
-    interventions = [
-        (
-            str(step.layer),
-            step.kind,
-            step.write,
-            f"{float(bundle.writes[step.write].norm()):.6g}",
-            _pairs(step.parameters),
-        )
-        for step in manifest.interventions
-    ]
-    pairs = [(str(pair.expert), str(pair.target), _pairs(pair.scores)) for pair in manifest.layer_pairs]
-    evidence = [
-        (entry.name, "x".join(map(str, entry.shape)) or "scalar", entry.dtype, str(entry.num_bytes))
-        for entry in bundle.evidence
-    ]
-    _print_table(console, "Interventions", ("layer", "kind", "row", "norm", "parameters"), interventions)
-    _print_table(console, "Layer pairs", ("expert", "target", "scores"), pairs)
-    _print_table(console, "Evidence tensors", ("name", "shape", "dtype", "bytes"), evidence)
-    _print_table(console, "Evaluation", ("measure", "value"), _evaluation(manifest.evaluation))
+def _pack(spec: Path, output: Path) -> int:
+    from artifacts.commands.build import guarded
 
+    def work() -> int:
+        from artifacts.bundle import write_bundle
+        from artifacts.interchange.bundle_spec import read_spec
 
-def _model_line(model: "ModelIdentity") -> str:
-    """Return one line; the digests follow the sizes because they are what people compare last."""
-    line = f"{model.id} ({model.architecture}, hidden size {model.hidden_size}, {model.num_layers} layers"
-    for label, value in (
-        ("revision", model.revision),
-        ("weights", model.fingerprint),
-        ("tokenizer", model.tokenizer_digest),
-    ):
-        line += f", {label} {value}" if value else ""
-    return f"{line})"
+        packed = read_spec(spec)
+        digest = write_bundle(output, packed.manifest, packed.tensors)
+        steps = ", ".join(f"{step.layer} ({step.kind})" for step in packed.manifest.interventions)
+        target = packed.manifest.target
+        print(f"{output}: {digest}")
+        print(f"layers {steps} of {printable(target.id)} ({printable(target.architecture)})")
+        return 0
 
-
-def _pairs(values: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.6g}" for name, value in values.items()) or "-"
-
-
-def _evaluation(results: "Mapping[str, JsonValue]") -> list[tuple[str, str]]:
-    """Rows for people: the figures on the test split in full, of every other group the shallowest ones."""
-    rows: list[tuple[str, str]] = []
-    for key in sorted(results, key=lambda name: (name != "test", name)):
-        group = sorted(_leaves(results[key], key), key=lambda row: row[0].count("."))
-        shown = group if key == "test" else group[:_MAX_GROUP_ROWS]
-        rows += shown
-        if len(shown) < len(group):
-            rows.append((f"{key}...", f"{len(group) - len(shown)} more values, see --json"))
-    return rows
-
-
-def _leaves(value: "JsonValue", path: str) -> Iterator[tuple[str, str]]:
-    """Yield (dotted path, value) for every leaf; a long list is one leaf that tells its length."""
-    if isinstance(value, dict):
-        for key, child in value.items():
-            yield from _leaves(child, f"{path}.{key}")
-    elif isinstance(value, list) and len(value) > _MAX_LIST:
-        yield path, f"{len(value)} entries, see --json"
-    else:
-        yield path, value if isinstance(value, str) else json.dumps(value)
-
-
-def _print_table(console: "Console", title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print one section. Cells are plain text: a bundle's author must not format the reader's terminal."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    if not rows:
-        return
-    table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
-    for column in table.columns:
-        column.overflow = "fold"
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    console.print()
-    console.print(table)
-
-
-def printable(text: str) -> str:
-    """Return `text` with control and direction-changing characters escaped, so that it cannot drive the terminal."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return guarded("bundle pack", work, "nothing was written")
 
 
 def _verify(path: Path, model_dir: Path | None, as_json: bool) -> int:

@@ -64,15 +64,15 @@ def bundle_vectors(path: Path, bundle: Bundle, num_random: int, seed: int) -> Bu
         seed: of their drawing.
 
     Raises:
+        BundleError: an intervention is no plain addition.
         BuildError: a control vector has no strength in the manifest, or no layer or shape of the target's.
         ValueError: too few random directions.
     """
     manifest = bundle.manifest
     own: dict[int, Tensor] = {}
-    for step in manifest.interventions:
-        row = bundle.writes[step.write]
+    for layer, row in bundle.additions():
         # Several additions at one layer are one addition of their sum.
-        own[step.layer] = own[step.layer] + row if step.layer in own else row
+        own[layer] = own[layer] + row if layer in own else row
     strength = manifest.recommended_strength
     random = tuple(Vector(rows, strength) for rows in random_rows(own, num_random, seed))
     controls = _controls(path, bundle)

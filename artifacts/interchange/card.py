@@ -41,7 +41,7 @@ def model_card(bundle: Bundle, file_name: str) -> str:
     sections = (
         f"# {escaped(manifest.name)}",
         paragraph(manifest.description) or "The bundle comes without a description.",
-        "A steering vector bundle: it adds vectors to the residual stream of one model, per request, and changes no "
+        f"A steering bundle: it {_effect(manifest)} the residual stream of one model, per request, and changes no "
         "weights.",
         "## What it does\n\n" + _facts(manifest),
         "## How to use it\n\n" + _commands(manifest, file),
@@ -84,10 +84,19 @@ def _facts(manifest: Manifest) -> str:
         ("paired layers, expert to target", _pairs(manifest)),
         ("recommended strength", f"{manifest.recommended_strength:g}"),
         ("largest strength", f"{manifest.maximum_strength:g}; negative strengths reverse the effect, 0 is off"),
-        ("tokens", _SCOPES[manifest.scope.value]),
+        ("tokens", _tokens(manifest)),
         ("licence", escaped(manifest.licence) or "none is named"),
     ]
     return table(("", ""), facts)
+
+
+def _effect(manifest: Manifest) -> str:
+    return "adds vectors to" if all(step.is_plain_add for step in manifest.interventions) else "acts on"
+
+
+def _tokens(manifest: Manifest) -> str:
+    spans = ", ".join(span.replace("_", " ") for span in manifest.exclude)
+    return _SCOPES[manifest.scope.value] + (f", without {spans}" if spans else "")
 
 
 def _model(model: ModelIdentity) -> str:

@@ -56,6 +56,11 @@ def read_npy(path: Path, layer: int | None) -> RawVectors:
     Raises:
         BuildError: no such file, damaged, another dtype or shape.
     """
+    return _from_array(path, read_array(path), layer)
+
+
+def read_array(path: Path) -> Tensor:
+    """Return the array of a `.npy` file, any shape, as fp32. Errors as in `read_npy`, but for the shape."""
     check_regular(path)
     try:
         array = _parse_npy(path.read_bytes())
@@ -67,7 +72,33 @@ def read_npy(path: Path, layer: int | None) -> RawVectors:
         raise BuildError(
             f"{quoted(str(path), 200)} is no .npy file of floats: {cause}; save it with np.save as float32"
         ) from error
-    return _from_array(path, torch.from_numpy(array), layer)
+    return torch.from_numpy(array)
+
+
+def read_tensor(path: Path, name: str) -> Tensor:
+    """Return one tensor of a `.safetensors` file, any shape, as fp32.
+
+    Raises:
+        BuildError: no such file or tensor, damaged, or another dtype.
+    """
+    num_bytes = check_regular(path)
+    try:
+        with path.open("rb") as file:
+            header = read_header(file, num_bytes, MAX_HEADER_BYTES)
+        dtypes = {entry.name: entry.dtype for entry in header.tensors}
+        if dtypes.get(name) not in _DTYPES:
+            held = quoted(sorted(dtypes)) if name not in dtypes else f"it as {dtypes[name]}"
+            raise BuildError(
+                f"{quoted(str(path), 200)} holds {held}, and tensor {quoted(name)} as one of {', '.join(_DTYPES)} is "
+                "asked for; check the name"
+            )
+        with safe_open(path, framework="pt") as content:
+            tensor: Tensor = content.get_tensor(name).float()
+            return tensor
+    except (BundleError, SafetensorError) as error:
+        raise BuildError(f"{quoted(str(path), 200)}: {error}") from None
+    except OSError as error:
+        raise BuildError(f"{quoted(str(path), 200)} cannot be read ({error.strerror}); check the path") from None
 
 
 def read_safetensors(path: Path, layer: int | None) -> RawVectors:

@@ -5,15 +5,16 @@ import math
 import torch
 from torch import Tensor
 
-from artifacts.bundle import MAX_NORM, MIN_NORM, Bundle
+from artifacts.bundle import Bundle
 from artifacts.jobs.errors import BuildError
+from artifacts.rows import MAX_NORM, MIN_NORM
 
 
 def baked_vectors(bundle: Bundle, strength: float | None = None) -> dict[int, Tensor]:
     """Return what the bundle adds at each layer: strength * (sum of the layer's rows), by 0-based decoder block.
 
     Args:
-        bundle: whose interventions are all of kind `add`.
+        bundle: whose interventions are plain additions.
         strength: in the bundle's unit; None takes the recommended one.
 
     Returns:
@@ -21,6 +22,7 @@ def baked_vectors(bundle: Bundle, strength: float | None = None) -> dict[int, Te
         bundle's own fp32 rows.
 
     Raises:
+        BundleError: an intervention is no plain addition.
         BuildError: strength not finite, over the bundle's maximum, or one that leaves a layer without a vector.
     """
     manifest = bundle.manifest
@@ -31,9 +33,8 @@ def baked_vectors(bundle: Bundle, strength: float | None = None) -> dict[int, Te
             "the range of the bundle; choose one inside"
         )
     sums: dict[int, Tensor] = {}
-    for step in manifest.interventions:
-        row = bundle.writes[step.write].double()
-        sums[step.layer] = sums.get(step.layer, torch.zeros_like(row)) + row
+    for layer, row in bundle.additions():
+        sums[layer] = sums.get(layer, torch.zeros_like(row, dtype=torch.float64)) + row.double()
     vectors = {layer: (chosen * total).float() for layer, total in sorted(sums.items())}
     for layer, vector in vectors.items():
         norm = float(vector.double().norm())
@@ -49,4 +50,6 @@ def lost_in_export(bundle: Bundle) -> list[str]:
     """Return what a file of vectors cannot say and the bundle does, one sentence each."""
     scope = bundle.manifest.scope.value
     lost = [] if scope == "all" else [f"the bundle steers scope '{scope}'; llama.cpp steers every token"]
+    if bundle.manifest.exclude:
+        lost.append(f"the bundle leaves {', '.join(bundle.manifest.exclude)} unsteered; llama.cpp steers every token")
     return [*lost, "identity of the target, maximum strength and evaluation stay in the bundle"]

@@ -18,12 +18,13 @@ from statistics import median
 from pydantic import JsonValue, ValidationError
 from torch import Tensor
 
-from artifacts.bundle import MAX_NORM, MIN_NORM, write_bundle
+from artifacts.bundle import write_bundle
 from artifacts.errors import quoted
 from artifacts.interchange.vector_file import VectorFile
 from artifacts.jobs.errors import BuildError
 from artifacts.jobs.workdir import file_digest
 from artifacts.manifest import Intervention, Manifest, ModelIdentity, Scope
+from artifacts.rows import MAX_NORM, MIN_NORM
 
 TOOLS = ("expertsteer", "gguf", "numpy", "safetensors", "torch", "transformers")
 # More digits are noise.

@@ -54,14 +54,14 @@ def require_servable(vllm_config: Any) -> None:
     Raises:
         IncompatibleVllmError: with the flag at fault and the remedy.
     """
-    parallel = vllm_config.parallel_config
+    parallel, speculation = vllm_config.parallel_config, vllm_config.speculative_config
+    method = getattr(speculation, "method", None)
     refused = {
-        f"--pipeline-parallel-size {parallel.pipeline_parallel_size}": parallel.pipeline_parallel_size > 1,
         f"--data-parallel-size {parallel.data_parallel_size}": parallel.data_parallel_size > 1,
         "--prefill-context-parallel-size": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
         "--enable-dbo (it splits a batch behind the runner's back)": getattr(parallel, "enable_dbo", False),
-        "--speculative-config": vllm_config.speculative_config is not None,
-        "--enable-lora": vllm_config.lora_config is not None,
+        f"--speculative-config with method {method} (only ngram is known to be right)": speculation is not None
+        and method != "ngram",
         "--kv-transfer-config (connectors hash tokens without the steering)": vllm_config.kv_transfer_config
         is not None,
         "--scheduler-cls": vllm_config.scheduler_config.scheduler_cls is not None,

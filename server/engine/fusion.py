@@ -49,16 +49,16 @@ def norms_after(owner: nn.Module, layers: Mapping[int, nn.Module]) -> dict[int, 
         Layer -> the norm that adds its output to the residual. The last layer of a pipeline stage is missing, because
         its output travels.
     """
-    model = _forward_of(owner)
+    model = forward_of(owner)
     if model is None or not _passes_stream_on(model):
         return {}
     found = {}
     for index, layer in layers.items():
-        forward = _forward_of(layer)
+        forward = forward_of(layer)
         if forward is None or not _returns_stream(forward):
             continue
         if index + 1 in layers:
-            following, name = layers[index + 1], _first_norm(_forward_of(layers[index + 1]))
+            following, name = layers[index + 1], _first_norm(forward_of(layers[index + 1]))
         else:
             following, name = owner, _last_norm(model)
         norm = getattr(following, name, None) if name else None
@@ -79,7 +79,22 @@ def _weight_offset(norm: Any) -> float | None:
     return None
 
 
-def _forward_of(module: nn.Module) -> ast.FunctionDef | None:
+def adds_residual(forward: ast.FunctionDef | None) -> bool | None:
+    """Whether a layer that is given (hidden_states, residual) takes their sum for the residual stream.
+
+    It does if it reads `residual` before it assigns it. None where the source does not tell.
+    """
+    if forward is None or "residual" not in {argument.arg for argument in forward.args.args}:
+        return None
+    for statement in forward.body:
+        names = [node for node in ast.walk(statement) if isinstance(node, ast.Name) and node.id == "residual"]
+        if names:
+            return any(isinstance(name.ctx, ast.Load) for name in names)
+    return None
+
+
+def forward_of(module: nn.Module) -> ast.FunctionDef | None:
+    """Syntax tree of a module's `forward`; None where there is no source."""
     forward: Callable[..., Any] = inspect.unwrap(type(module).forward)
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(forward)))

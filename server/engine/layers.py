@@ -1,5 +1,6 @@
 """Decoder layers: found by structure, wrapped by subclassing in place."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from server.engine.batch import SteeredBatch
 from server.engine.compat import IncompatibleVllmError
-from server.engine.fusion import norms_after
+from server.engine.fusion import adds_residual, forward_of, norms_after
 from steering_kernels import steer_, steer_add_rms_norm_
 
 
@@ -35,8 +36,10 @@ class SteeredLayer(_Steered):
     """Mixin in front of a decoder layer's own class: run the layer, then steer its output in place.
 
     Fused vLLM layers return (hidden_states, residual) and the residual stream is their sum; the others return the
-    stream itself.
+    stream itself, a few of them (PhiMoE) beside a `residual` that the next layer does not read.
     """
+
+    steering_adds_residual: bool | None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the layer returns, with its first tensor [num_tokens, hidden_size] steered in place."""
@@ -44,7 +47,12 @@ class SteeredLayer(_Steered):
         hidden, residual = output, None
         if isinstance(output, tuple):
             hidden = output[0]
-            if len(output) > 1 and isinstance(output[1], Tensor) and output[1].shape == hidden.shape:
+            if len(output) > 1 and isinstance(output[1], Tensor) and self.steering_adds_residual is not False:
+                if self.steering_adds_residual is None or output[1].shape != hidden.shape:
+                    raise IncompatibleVllmError(
+                        f"{type(self).__name__[len('Steered') :]} returns two tensors and its source does not say "
+                        "whether the residual stream is their sum. This architecture is not supported."
+                    )
                 residual = output[1]
         steer_(
             hidden,
@@ -148,19 +156,28 @@ def steer_model(model: nn.Module, num_layers: int, batch: SteeredBatch, *, fuse:
     """
     owner, layers = find_decoder_layers(model, num_layers)
     norms = norms_after(owner, layers) if fuse else {}
-    classes: dict[type[nn.Module], type[nn.Module]] = {}
     for index, layer in layers.items():
-        module, mixin = (norms[index].module, SteeredNorm) if index in norms else (layer, SteeredLayer)
-        cls = type(module)
-        if cls not in classes:
-            classes[cls] = type(f"Steered{cls.__name__}", (mixin, cls), {})
-        module.__class__ = classes[cls]
         if index in norms:
-            module.steering_weight_offset = norms[index].weight_offset  # type: ignore[assignment]
+            module = norms[index].module
+            _become(module, SteeredNorm, "steering_weight_offset", norms[index].weight_offset)
+        else:
+            module = layer
+            _become(module, SteeredLayer, "steering_adds_residual", adds_residual(forward_of(layer)))
         for name, tensor in _buffers(batch, index).items():
             module.register_buffer(name, tensor, persistent=False)
     in_place = tuple(index for index in layers if index not in norms)
     return SteeredModel(tuple(sorted(norms)), in_place)
+
+
+def _become(module: nn.Module, mixin: type[_Steered], name: str, value: object) -> None:
+    """Put a mixin in front of a module's class, and set what it needs to know about this module."""
+    module.__class__ = _steered_class(mixin, type(module))
+    setattr(module, name, value)
+
+
+@functools.cache
+def _steered_class(mixin: type[_Steered], cls: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Steered{cls.__name__}", (mixin, cls), {})
 
 
 def _buffers(batch: SteeredBatch, layer: int) -> Mapping[str, torch.Tensor]:

@@ -43,5 +43,6 @@ class SteeredSampling(BaseModel):
         """vLLM's `SamplingParams` for this request, with the steering among its extra arguments."""
         params = super().to_sampling_params(*args, **kwargs)  # type: ignore[misc]
         if self._steering is not None:
-            params.extra_args = {**(params.extra_args or {}), **self._steering.to_extra_args()}
+            steering = self._steering.for_answer(constrained=params.structured_outputs is not None)
+            params.extra_args = {**(params.extra_args or {}), **steering.to_extra_args()}
         return params

@@ -67,14 +67,14 @@ class Program:
             "steps": [asdict(step) | {"flags": int(step.flags), "kind": int(step.kind)} for step in self.steps],
             "num_gates": self.num_gates,
             "triggers": [[gate, list(tokens)] for gate, tokens in self.triggers.items()],
-            "num_rows": self.rows.shape[0],
+            "shape": list(self.rows.shape),
         }
         return spec, self.rows.contiguous().numpy().astype("<f4").tobytes()
 
     @staticmethod
     def from_wire(spec: Mapping[str, Any], data: bytes) -> "Program":
         """The program that `to_wire` gave away."""
-        rows = torch.from_numpy(np.frombuffer(data, dtype="<f4").reshape(spec["num_rows"], -1).copy())
+        rows = torch.from_numpy(np.frombuffer(data, dtype="<f4").reshape(spec["shape"]).copy())
         steps = tuple(Step(**(values | {"kind": Kind(values["kind"])})) for values in spec["steps"])
         return Program(rows, steps, spec["num_gates"], {gate: tuple(tokens) for gate, tokens in spec["triggers"]})
 

@@ -1,7 +1,7 @@
 """What a request carries into the engine: the resolved steering."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, cast
 
 # Key of `SamplingParams.extra_args`. Clients cannot set it: the API refuses every `steer*` key in `vllm_xargs`.
@@ -90,6 +90,15 @@ class Steering:
         """Plain data that survives msgpack on its way to engine core and workers."""
         terms = [[term.bundle, term.strength, term.scope, list(term.exclude)] for term in self.terms]
         return {EXTRA_ARGS_KEY: {"id": self.request_id, "terms": terms}}
+
+    def for_answer(self, *, constrained: bool) -> "Steering":
+        """The steering of an answer that follows a grammar, or of one that does not."""
+        if constrained:
+            return self
+        terms = (
+            replace(term, exclude=tuple(span for span in term.exclude if span != CONSTRAINED)) for term in self.terms
+        )
+        return replace(self, terms=tuple(terms))
 
     @staticmethod
     def from_sampling_params(sampling_params: Any) -> "Steering | None":

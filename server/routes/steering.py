@@ -22,6 +22,7 @@ class ProfileInfo(BaseModel):
     maximum_strength: Annotated[float, Field(description="Bound of the absolute strength in a request.")]
     scope: Annotated[Scope, Field(description="Default scope.")]
     layers: Annotated[list[int], Field(description="Decoder layers (0-based) it steers.")]
+    exclude: Annotated[list[str], Field(description="Spans that it leaves unsteered.")]
 
     @staticmethod
     def of(profile: Profile) -> "ProfileInfo":
@@ -34,6 +35,7 @@ class ProfileInfo(BaseModel):
             maximum_strength=profile.maximum_strength,
             scope=profile.scope,
             layers=sorted(set(profile.layers)),
+            exclude=list(profile.exclude),
         )
 
 
@@ -54,6 +56,8 @@ class WorkerStatus(BaseModel):
     slots_total: Annotated[int, Field(description="Slots; always more than a batch can use.")]
     requests: Annotated[int, Field(description="Steered requests in flight.")]
     layers: Annotated[int, Field(description="Steerable layers.")]
+    fused_layers: Annotated[list[int], Field(description="Layers whose steering is part of the RMSNorm that follows.")]
+    in_place_layers: Annotated[list[int], Field(description="Layers that are steered by an operator of their own.")]
     backend: Annotated[str, Field(description="Kernel backend.")]
 
 

@@ -60,7 +60,7 @@ class Reference:
             }[term["scope"]]
             bundle = self._bundles[term["name"]]
             for intervention in bundle.manifest.interventions:
-                row = bundle.writes[intervention.write] * term["strength"]
+                row = bundle.rows[intervention.write] * term["strength"]
                 delta = steered[:, None] * row
                 deltas[intervention.layer] = deltas.get(intervention.layer, 0) + delta
         return deltas

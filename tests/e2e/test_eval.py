@@ -31,7 +31,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The lab's bundle under another name, with one control vector."""
     careful = load_bundle(LAB / "careful.safetensors")
     noise = torch.randn(128, generator=torch.Generator().manual_seed(5))
-    row = careful.writes["runtime.2.0.write"]
+    row = careful.rows["runtime.2.0.write"]
     manifest = careful.manifest.model_copy(
         update={"name": "controlled", "evaluation": {"controls": {"own": {"strength": 0.3}}, "prompt": PROMPT}}
     )
@@ -129,6 +129,6 @@ def test_a_bundle_that_is_not_served_is_refused(
 ) -> None:
     other = load_bundle(bundle)
     path = tmp_path / "other.safetensors"
-    write_bundle(path, other.manifest.model_copy(update={"seed": 99}), other.writes)
+    write_bundle(path, other.manifest.model_copy(update={"seed": 99}), other.rows)
     assert _eval(path, "--server", server.url, *data) == 1
     assert "no profile of the server is this bundle" in capfd.readouterr().err

@@ -28,7 +28,7 @@ def test_profiles(eager: Any, bundles: dict[str, Bundle]) -> None:
 def test_status(eager: Any, bundles: dict[str, Bundle]) -> None:
     (worker,) = eager.steering_status()
     assert worker["bundles"] == sorted(bundle.digest for bundle in bundles.values())
-    assert worker["rows_used"] == sum(len(bundle.writes) for bundle in bundles.values())
+    assert worker["rows_used"] == sum(len(bundle.rows) for bundle in bundles.values())
     assert worker["layers"] == 6
     assert worker["slots_total"] > 40
 

@@ -23,14 +23,19 @@ def digest(additional_config):
         .create_engine_config().compute_hash()
 
 
-hashes = {"plain": digest({}), "steering": digest(config.additional_config(64))}
-hashes["steering again"] = digest(config.additional_config(64))
-hashes["more rows"] = digest(config.additional_config(65))
+def settings(rows=64, **changes):
+    return digest(config.EngineSettings(rows, **changes).additional_config())
+
+
+hashes = {"plain": digest({}), "steering": settings()}
+hashes["steering again"] = settings()
+hashes["more rows"] = settings(65)
+hashes["fused"] = settings(fusion="always")
 config.OPS_VERSION += 1
-hashes["other operators"] = digest(config.additional_config(64))
+hashes["other operators"] = settings()
 config.OPS_VERSION -= 1
 config.version = lambda name: "0.0.0"
-hashes["other version"] = digest(config.additional_config(64))
+hashes["other version"] = settings()
 print("\\n" + json.dumps(hashes))
 """
 
@@ -47,6 +52,6 @@ def test_hashes_differ(vllm_environment: dict[str, str], target: Path) -> None:
     assert result.returncode == 0, result.stderr[-4000:]
     hashes = json.loads(result.stdout.splitlines()[-1])
     assert hashes.pop("steering again") == hashes["steering"]
-    assert len(hashes) == 5
+    assert len(hashes) == 6
     for left, right in combinations(hashes, 2):
         assert hashes[left] != hashes[right], (left, right)

@@ -246,6 +246,34 @@ ATTACKS: dict[str, tuple[Code, bytes]] = {
     "kind unknown": (Code.UNKNOWN_KIND, with_manifest(put("interventions", 0, "kind", "exec"))),
     "kind a list": (Code.UNKNOWN_KIND, with_manifest(put("interventions", 0, "kind", ["add"]))),
     "parameter nobody reads": (Code.BAD_MANIFEST, with_manifest(put("interventions", 0, "parameters", "a", 1.0))),
+    "parameter of another kind": (
+        Code.BAD_MANIFEST,
+        with_manifest(put("interventions", 0, "parameters", "threshold", 1.0)),
+    ),
+    "gate that nothing sets": (Code.BAD_GATE, with_manifest(put("interventions", 0, "gate", "open"))),
+    "gate with a path": (Code.BAD_MANIFEST, with_manifest(put("interventions", 0, "gate", "../open"))),
+    "read of an addition": (Code.BAD_MANIFEST, with_manifest(put("interventions", 0, "read", ROW))),
+    "kind without its tensor": (Code.BAD_MANIFEST, with_manifest(put("interventions", 0, "kind", "project"))),
+    "trigger that nobody uses": (Code.BAD_GATE, with_manifest(put("triggers", {"open": {"token_ids": [1]}}))),
+    "trigger of a negative token": (Code.BAD_MANIFEST, with_manifest(put("triggers", {"open": {"token_ids": [-1]}}))),
+    "trigger of a token past 32 bits": (
+        Code.BAD_MANIFEST,
+        with_manifest(put("triggers", {"open": {"token_ids": [2**31]}})),
+    ),
+    "trigger of a long text": (
+        Code.BAD_MANIFEST,
+        with_manifest(put("triggers", {"open": {"text_contains": "x" * MILLION}})),
+    ),
+    "a thousand interventions": (
+        Code.TOO_MANY_INTERVENTIONS,
+        with_manifest(
+            put(
+                "interventions",
+                [{"layer": 2, "kind": "add", "write": f"runtime.2.{index}.write"} for index in range(1000)],
+            )
+        ),
+    ),
+    "span unknown": (Code.BAD_MANIFEST, with_manifest(put("exclude", ["everything"]))),
     "layer past the last": (Code.LAYER_OUT_OF_RANGE, with_manifest(put("interventions", 0, "layer", 4))),
     "layer of 2^63": (Code.LAYER_OUT_OF_RANGE, with_manifest(put("interventions", 0, "layer", 2**63))),
     "layer of 2^64": (Code.BAD_MANIFEST, with_manifest(put("interventions", 0, "layer", 2**64))),
@@ -293,7 +321,7 @@ ATTACKS: dict[str, tuple[Code, bytes]] = {
 
 def test_the_file_that_the_attacks_start_from_is_good() -> None:
     bundle = parse_bundle(GOOD)
-    assert bundle.writes[ROW].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert bundle.rows[ROW].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     assert parse_bundle(with_manifest(put("evaluation", {"deep": json.loads("[" * 50 + "]" * 50)})))
     assert parse_bundle(two_rows(entry("F64", [0, 2**40], 32, 32), GOOD_ROW)).evidence[0].shape == (0, 2**40)
 

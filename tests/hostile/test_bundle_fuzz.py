@@ -1,10 +1,14 @@
-"""The one property of the bundle loader: any bytes give a valid Bundle or a BundleError, never anything else."""
+"""The one property of the bundle loader: any bytes give a valid Bundle or a BundleError, never anything else.
+
+Valid means that the engine can run it: whatever is accepted lowers to a program that stays inside its rows and gates.
+"""
 
 import copy
 import json
 import math
 import random
 import struct
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -12,7 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifacts.bundle import BundleError, parse_bundle
+from artifacts.bundle import Bundle, BundleError, parse_bundle
+from server.lowering import lower
+from steering_kernels import MAX_OPS, NUM_GATES, Kind
 
 HIDDEN_SIZE = 8
 ROW = "runtime.2.0.write"
@@ -45,6 +51,59 @@ def file_of(header: Any, data: bytes = DATA) -> bytes:
 GOOD = file_of(header_of(MANIFEST))
 
 
+def step(layer: int, kind: str, *roles: str, **fields: Any) -> dict[str, Any]:
+    return {"layer": layer, "kind": kind, **{role: f"runtime.{layer}.0.{role}" for role in roles}, **fields}
+
+
+GATE = {"threshold": 0.5, "slope": -2.0}
+GATE_OF_FEATURE = {"bias": -1.0, "activation": "jump_relu", "threshold": 0.5, "edit": "add", "value": 2.0}
+# One of each kind, all at layers of their own.
+EVERY_KIND: dict[str, Any] = {
+    "name": "kinds",
+    "target": {"id": "target", "architecture": "LlamaForCausalLM", "hidden_size": HIDDEN_SIZE, "num_layers": 9},
+    "interventions": [
+        step(0, "condition", "read", sets="open", parameters={"threshold": 1.0, "below": True}),
+        step(1, "add", "write", gate="open", keep_norm=True),
+        step(2, "add_relative", "write", gate="early"),
+        step(3, "project", "read", gate="blank"),
+        step(4, "clamp", "read", parameters={"minimum": -1.0, "maximum": 2.0}),
+        step(5, "gated_add", "read", "write", parameters=GATE | {"cosine": True}),
+        step(6, "feature", "read", "write", parameters=GATE_OF_FEATURE),
+        step(7, "rotate", "read", parameters={"angle": 1.5, "mode": "absolute"}),
+        step(8, "affine", "read", "write"),
+    ],
+    "triggers": {"early": {"token_ids": [7, 9]}, "blank": {"text_contains": "\n\n"}},
+    "recommended_strength": 0.5,
+    "maximum_strength": 1.0,
+    "exclude": ["tool_calls", "reasoning"],
+}
+
+
+def every_kind_header(manifest: Any) -> dict[str, Any]:
+    """Every tensor but the plane is the first unit vector; the plane is the first two."""
+    metadata = {"format": "expertsteer-bundle", "schema": "1", "manifest": json.dumps(manifest)}
+    header: dict[str, Any] = {"__metadata__": metadata}
+    position = 0
+    for each in EVERY_KIND["interventions"]:
+        for role in ("read", "write"):
+            if role in each:
+                shape = [2, HIDDEN_SIZE] if each["kind"] == "rotate" else [HIDDEN_SIZE]
+                end = position + 4 * math.prod(shape)
+                header[each[role]] = {"dtype": "F32", "shape": shape, "data_offsets": [position, end]}
+                position = end
+    return header
+
+
+def unit(place: int) -> bytes:
+    return struct.pack(f"<{HIDDEN_SIZE}f", *(float(index == place) for index in range(HIDDEN_SIZE)))
+
+
+NUM_UNITS = sum(len(each.keys() & {"read", "write"}) for each in EVERY_KIND["interventions"])
+# The plane is the last but two.
+UNITS = unit(0) * (NUM_UNITS - 2) + unit(1) + unit(0) * 2
+GOOD_KINDS = file_of(every_kind_header(EVERY_KIND), UNITS)
+
+
 def check_outcome(data: bytes) -> bool:
     """Assert the property; True when the bytes were accepted."""
     try:
@@ -56,18 +115,37 @@ def check_outcome(data: bytes) -> bool:
     manifest = bundle.manifest
     assert 0 < manifest.maximum_strength < math.inf
     assert abs(manifest.recommended_strength) <= manifest.maximum_strength
-    assert {step.write for step in manifest.interventions} == bundle.writes.keys()
-    assert all(0 <= step.layer < manifest.target.num_layers for step in manifest.interventions)
-    for row in bundle.writes.values():
-        assert row.shape == (manifest.target.hidden_size,)
+    assert {name for each in manifest.interventions for name in each.tensors} == bundle.rows.keys()
+    assert all(0 <= each.layer < manifest.target.num_layers for each in manifest.interventions)
+    for row in bundle.rows.values():
+        assert row.shape in ((manifest.target.hidden_size,), (2, manifest.target.hidden_size))
         assert torch.isfinite(row).all()
-        assert row.any()
+    check_program(bundle)
     json.dumps(manifest.model_dump(mode="json"), ensure_ascii=False, allow_nan=False).encode()
     return True
 
 
-def test_the_seed_of_all_mutations_is_good() -> None:
+def check_program(bundle: Bundle) -> None:
+    """Assert that the engine would stay inside its tables, and that every number in them is one."""
+    manifest = bundle.manifest
+    program = lower(bundle, {gate: trigger.token_ids or () for gate, trigger in manifest.triggers.items()})
+    num_rows = program.rows.shape[0]
+    assert program.rows.shape[1] == manifest.target.hidden_size
+    assert program.num_gates <= NUM_GATES
+    assert max(Counter(program.layers).values()) <= MAX_OPS
+    ready = set(program.triggers)
+    for each in sorted(program.steps, key=lambda entry: entry.layer):
+        assert all(-1 <= row < num_rows for row in (each.read, each.write, each.read2, each.write2))
+        assert each.gate == -1 or each.gate in ready
+        assert -1 <= each.gate_out < program.num_gates
+        ready.add(each.gate_out)
+        assert each.kind is Kind.CLAMP or all(map(math.isfinite, (each.a, each.b, each.c)))
+        assert not any(map(math.isnan, (each.a, each.b, each.c)))
+
+
+def test_the_seeds_of_all_mutations_are_good() -> None:
     assert check_outcome(GOOD)
+    assert check_outcome(GOOD_KINDS)
 
 
 def test_every_truncation_is_refused() -> None:
@@ -87,6 +165,15 @@ def test_every_single_bit_flip() -> None:
 @settings(max_examples=500, deadline=None)
 def test_several_flipped_bytes(flips: list[tuple[int, int]]) -> None:
     data = bytearray(GOOD)
+    for position, mask in flips:
+        data[position] ^= mask
+    check_outcome(bytes(data))
+
+
+@given(flips=st.lists(st.tuples(st.integers(0, len(GOOD_KINDS) - 1), st.integers(1, 255)), min_size=1, max_size=4))
+@settings(max_examples=1000, deadline=None)
+def test_several_flipped_bytes_of_every_kind(flips: list[tuple[int, int]]) -> None:
+    data = bytearray(GOOD_KINDS)
     for position, mask in flips:
         data[position] ^= mask
     check_outcome(bytes(data))
@@ -138,6 +225,30 @@ def replaced(root: Any, place: tuple[Any, ...], value: Any) -> Any:
 @settings(max_examples=1000, deadline=None)
 def test_any_value_anywhere_in_the_manifest(place: tuple[Any, ...], value: Any) -> None:
     check_outcome(file_of(header_of(replaced(MANIFEST, place, value))))
+
+
+KIND_VALUES = JSON_VALUES | st.sampled_from(
+    [
+        *(kind.name.lower() for kind in Kind),
+        "open",
+        "early",
+        "jump_relu",
+        "relu",
+        "set",
+        "absolute",
+        0.0,
+        1e6,
+        1e-9,
+        7,
+        [],
+    ]
+)
+
+
+@given(place=st.sampled_from(places_in(EVERY_KIND)), value=KIND_VALUES)
+@settings(max_examples=2000, deadline=None)
+def test_any_value_anywhere_in_a_manifest_of_every_kind(place: tuple[Any, ...], value: Any) -> None:
+    check_outcome(file_of(every_kind_header(replaced(EVERY_KIND, place, value)), UNITS))
 
 
 @given(place=st.sampled_from(places_in(header_of(MANIFEST))), value=JSON_VALUES)

@@ -38,9 +38,9 @@ def test_rows_come_back_as_fp32_with_the_stored_values(tmp_path: Path, dtype: to
     assert bundle.digest == digest == "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
     assert bundle.manifest == manifest_for(1)
     assert bundle.num_bytes == path.stat().st_size
-    assert bundle.writes.keys() == {ROW}
-    assert bundle.writes[ROW].dtype == torch.float32
-    torch.testing.assert_close(bundle.writes[ROW], row(dtype).float(), rtol=0, atol=0)
+    assert bundle.rows.keys() == {ROW}
+    assert bundle.rows[ROW].dtype == torch.float32
+    torch.testing.assert_close(bundle.rows[ROW], row(dtype).float(), rtol=0, atol=0)
 
 
 def test_bytes_and_file_give_the_same_bundle(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_bytes_and_file_give_the_same_bundle(tmp_path: Path) -> None:
         parsed.num_bytes,
         parsed.evidence,
     )
-    assert torch.equal(loaded.writes[ROW], parsed.writes[ROW])
+    assert torch.equal(loaded.rows[ROW], parsed.rows[ROW])
 
 
 def test_evidence_of_any_dtype_and_shape_is_kept_in_the_file_and_skipped(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_evidence_of_any_dtype_and_shape_is_kept_in_the_file_and_skipped(tmp_pat
     }
     write_bundle(path, manifest_for(1), {ROW: row()} | evidence)
     bundle = load_bundle(path)
-    assert bundle.writes.keys() == {ROW}
+    assert bundle.rows.keys() == {ROW}
     assert {entry.name: entry.shape for entry in bundle.evidence} == {
         name: tuple(tensor.shape) for name, tensor in evidence.items()
     }
@@ -82,7 +82,7 @@ def test_several_layers_and_negative_zero_survive(tmp_path: Path) -> None:
     rows = {f"runtime.{layer}.0.write": torch.randn(HIDDEN_SIZE) for layer in (0, 1, 3)}
     rows["runtime.0.0.write"][0] = -0.0
     write_bundle(path, manifest_for(3, 0, 1), rows)
-    writes = load_bundle(path).writes
+    writes = load_bundle(path).rows
     assert all(torch.equal(writes[name], tensor) for name, tensor in rows.items())
     assert torch.signbit(writes["runtime.0.0.write"][0])
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,33 @@ def test_inspect_as_json(bundle_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert report["digest"] == bundle.digest
     assert report["num_bytes"] == bundle_path.stat().st_size
     assert Manifest.model_validate(report["manifest"]) == bundle.manifest
-    assert report["norms"] == {"runtime.2.0.write": pytest.approx(2**0.5)}
+    assert report["norms"] == {"runtime.2.0.write": [pytest.approx(2**0.5)]}
     assert report["evidence"] == [{"name": "rfm.1.vector", "shape": [3, 4], "dtype": "F32", "num_bytes": 48}]
+
+
+def test_inspect_shows_every_kind(
+    make_bundle: Callable[..., Path], kind_examples: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = [kind_examples[kind] for kind in ("condition", "rotate", "feature")]
+    steps += [{"kind": "add", "keep_norm": True, "gate": gate} for gate in ("open", "blank", "listed")]
+    triggers = {"blank": {"text_contains": "\n\x1b"}, "listed": {"token_ids": list(range(9))}}
+    path = make_bundle("kinds", [0, 0, 1, 2, 3, 4], 3, steps=steps, triggers=triggers, exclude=("tool_calls",))
+    assert run("inspect", path) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for shown in (
+        "exclude tool_calls",
+        "0 condition runtime.0.0.read 1 threshold 2, below, sets open",
+        "0 rotate runtime.0.1.read 1, 1 angle 0.7, mode relative",
+        "2 add runtime.2.0.write 150 keep_norm, gate open",
+        r"blank those that contain '\n\x1b'",
+        "listed 0, 1, 2, 3 and 5 more, see --json",
+    ):
+        assert shown in lines
+    run("inspect", path, "--json")
+    report = json.loads(capsys.readouterr().out)
+    assert report["norms"]["runtime.0.1.read"] == [pytest.approx(1), pytest.approx(1)]
+    assert run("verify", path) == 0
+    assert "6 interventions (condition, rotate, feature, add)" in capsys.readouterr().out
 
 
 def test_inspect_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +173,9 @@ def test_verify_refuses_a_folder_that_is_no_model(
     assert "no usable model folder" in report["checks"][-1]["found"]
 
 
-@pytest.mark.parametrize("arguments", [[], ["inspect"], ["verify"], ["explode", "x"], ["inspect", "x", "--model", "y"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["inspect"], ["verify"], ["pack", "x"], ["explode", "x"], ["inspect", "x", "--model", "y"]]
+)
 def test_usage_errors_exit_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run(*arguments)

@@ -186,7 +186,7 @@ def test_controls_become_bundles_that_load(with_controls: Callable[..., Path], t
     bundle = load_bundle(path)
     vectors = bundle_vectors(path, bundle, 30, seed=0)
     # Two additions at one layer are one.
-    assert torch.equal(vectors.own.rows[0], bundle.writes["runtime.0.0.write"] + bundle.writes["runtime.0.1.write"])
+    assert torch.equal(vectors.own.rows[0], bundle.rows["runtime.0.0.write"] + bundle.rows["runtime.0.1.write"])
     assert list(vectors.controls) == ["own", *NAMES[2:13], "shuffled-pairs-0", "untrained"]
     written = {load_bundle(each).manifest.name: load_bundle(each) for each in (tmp_path / "controls").iterdir()}
     assert len(written) == len(NAMES) + 30
@@ -195,9 +195,9 @@ def test_controls_become_bundles_that_load(with_controls: Callable[..., Path], t
         assert control.manifest.description == control_description(name, bundle.digest)
         assert control.manifest.recommended_strength == vector.strength
         for layer, row in vector.rows.items():
-            assert torch.equal(control.writes[f"runtime.{layer}.0.write"], row)
-    random = written["tiny.control.random-7"].writes["runtime.2.0.write"]
-    assert float(random.norm()) == pytest.approx(float(bundle.writes["runtime.2.0.write"].norm()), rel=1e-5)
+            assert torch.equal(control.rows[f"runtime.{layer}.0.write"], row)
+    random = written["tiny.control.random-7"].rows["runtime.2.0.write"]
+    assert float(random.norm()) == pytest.approx(float(bundle.rows["runtime.2.0.write"].norm()), rel=1e-5)
 
 
 def test_controls_without_a_strength_are_refused(with_controls: Callable[..., Path]) -> None:

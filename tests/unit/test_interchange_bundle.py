@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_import_and_export_give_the_same_rows(
     assert run("import", source, "--target", tiny_target, "-o", bundle_path, "--target-id", "org/tiny") == 0
     bundle = load_bundle(bundle_path)
     check_target(bundle, served_model(tiny_target))
-    assert all(torch.equal(bundle.writes[f"runtime.{layer}.0.write"], VECTORS[layer]) for layer in VECTORS)
+    assert all(torch.equal(bundle.rows[f"runtime.{layer}.0.write"], VECTORS[layer]) for layer in VECTORS)
     assert run("export", bundle_path, "-o", back) == 0
     assert back.read_bytes() == source.read_bytes()
 
@@ -135,7 +136,7 @@ def test_normalised_vectors_count_median_norms(tmp_path: Path, tiny_target: Path
     ratios = []
     for layer, vector in VECTORS.items():
         norms = torch.cat([_norms(model, layer, text) for text in TEXTS])
-        row = bundle.writes[f"runtime.{layer}.0.write"]
+        row = bundle.rows[f"runtime.{layer}.0.write"]
         expected = float(norms.median())
         assert float(row.norm()) == pytest.approx(expected, rel=1e-5)
         assert float(torch.cosine_similarity(row, vector, dim=0)) == pytest.approx(1.0, abs=1e-6)
@@ -262,6 +263,17 @@ def test_the_strength_is_multiplied_in(tmp_path: Path) -> None:
             baked_vectors(bundle, strength)
     with pytest.raises(BuildError, match="layer 1 has norm 0, outside"):
         baked_vectors(_bundle(tmp_path, [(1, one), (1, -one)]))
+
+
+def test_other_kinds_and_excluded_spans_are_lost_in_no_silence(
+    make_bundle: Callable[..., Path], kind_examples: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_bundle("turn", [2], 1, steps=[kind_examples["rotate"]])
+    assert "at layer 2 is of kind 'rotate'" in refusal(capsys, "export", path, "-o", path.with_suffix(".npy"))
+    path = make_bundle("quiet", [2], 1, exclude=("tool_calls", "reasoning"))
+    assert lost_in_export(load_bundle(path))[0] == (
+        "the bundle leaves tool_calls, reasoning unsteered; llama.cpp steers every token"
+    )
 
 
 def test_an_exported_file_is_imported_for_the_same_model_only(

@@ -71,6 +71,17 @@ def cells(text: str) -> dict[str, str]:
     return dict(pairwise(words))
 
 
+def test_the_card_names_kinds_and_excluded_spans(
+    make_bundle: Callable[..., Path], kind_examples: dict[str, dict[str, Any]]
+) -> None:
+    path = make_bundle("turn", [1, 4], 1, steps=[kind_examples["rotate"], {"kind": "add"}], exclude=("tool_calls",))
+    text = model_card(load_bundle(path), "turn.safetensors")
+    assert "it acts on the residual stream" in text
+    assert cells(text)["decoder blocks, from 0"] == "1 (rotate), 4 (add)"
+    assert cells(text)["tokens"] == "all tokens, without tool calls"
+    assert "it adds vectors to the residual stream" in model_card(load_bundle(make_bundle("plain", [1], 1)), "p")
+
+
 def test_the_card_of_the_lab_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "README.md"
     assert run(LAB_BUNDLE, "-o", path) == 0

@@ -129,7 +129,7 @@ def test_llama_cpp_steers_the_block_that_the_bundle_steers(
     path = tmp_path / "tiny.gguf"
     write_vectors(path, baked_vectors(bundle, strength), bundle.manifest.target)
     unsteered = transformers(model)
-    with model.steered({layer: strength * bundle.writes[f"runtime.{layer}.0.write"] for layer in LAYERS}):
+    with model.steered({layer: strength * bundle.rows[f"runtime.{layer}.0.write"] for layer in LAYERS}):
         ours = transformers(model)
     assert same(ours, llama_cpp(model, llama_cpp_buffer(path)))
     for shift in (-1, 1):
@@ -148,7 +148,7 @@ def test_a_file_of_llama_cpp_steers_the_same_here(
     import_bundle(tmp_path / "b.safetensors", path, read_vectors(path, ()), target, ImportSettings("b"))
     bundle = load_bundle(tmp_path / "b.safetensors")
     assert [step.layer for step in bundle.manifest.interventions] == [1, 3]
-    with model.steered({step.layer: bundle.writes[step.write] for step in bundle.manifest.interventions}):
+    with model.steered({step.layer: bundle.rows[step.write] for step in bundle.manifest.interventions}):
         ours = transformers(model)
     assert same(ours, llama_cpp(model, llama_cpp_buffer(path)))
     for shift in (-1, 1):

@@ -63,7 +63,7 @@ def test_bundle_holds_what_the_format_asks_for(tiny_build: Any, tiny_target: Pat
     assert tuple(names[f"aligner.{pair.expert}.decoder.weight"]) == (48, 32)
     assert {f"rfm.{layer}.{part}" for layer in range(2) for part in ("vector", "eigenvalues")} <= set(names)
     norms = json.loads((tmp_path / "work" / "capture" / "norms.json").read_text())
-    written = bundle.writes[intervention.write]
+    written = bundle.rows[intervention.write]
     assert float(written.norm()) == pytest.approx(norms[str(pair.target)], rel=1e-4)
     figures: Any = manifest.evaluation
     assert len(figures["pairs"]) == 6

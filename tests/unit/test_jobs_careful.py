@@ -34,7 +34,7 @@ class Plain:
     def __init__(self, bundle: Bundle) -> None:
         self._model = AutoModelForCausalLM.from_pretrained(LAB / "models" / "target", dtype=torch.float32).eval()
         self._tokenizer = AutoTokenizer.from_pretrained(LAB / "models" / "target", padding_side="left")
-        self._rows = {each.layer: bundle.writes[each.write] for each in bundle.manifest.interventions}
+        self._rows = {each.layer: bundle.rows[each.write] for each in bundle.manifest.interventions}
 
     def answers(self, questions: list[str], strength: float) -> list[str]:
         def hook(row: Tensor) -> Any:
@@ -129,7 +129,7 @@ def test_configuration_makes_the_shipped_vector_again(bundle: Bundle, tmp_path: 
     run_steps(build, vectors.NAME, False, lambda line: None)
     figures: Any = bundle.manifest.evaluation
     made = vectors.load_directions(build).mapped[figures["vectors"][0]]
-    shipped = bundle.writes[bundle.manifest.interventions[0].write]
+    shipped = bundle.rows[bundle.manifest.interventions[0].write]
     assert float(torch.cosine_similarity(made, shipped, dim=0)) > 0.99
     assert float(shipped.norm()) == pytest.approx(capture.layer_norms(build)[chosen.target], rel=0.01)
     aligner = align.aligner_of(build, chosen.expert, chosen.target)

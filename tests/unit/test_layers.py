@@ -1,14 +1,18 @@
 """Decoder layers: discovery by structure, and wrapping, on models made by hand."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from server.engine.batch import Scheduled, Sizes, SteeredBatch
 from server.engine.compat import IncompatibleVllmError
-from server.engine.layers import SteeredLayer, find_decoder_layers, wrap_layers
-from server.engine.slots import RowPool, SlotTable, TokenTable
+from server.engine.layers import SteeredLayer, SteeredModel, find_decoder_layers, steer_model
+from server.engine.program import Program, Step
+from server.engine.steering import Steering, Term
+from steering_kernels import Kind
 
 SIZE, NUM_LAYERS = 4, 3
 
@@ -26,6 +30,21 @@ class Block(nn.Module):
     def forward(self, hidden: Tensor, residual: Tensor | None = None) -> Any:
         residual = hidden if residual is None else hidden + residual
         return self.mlp(self.attention(residual)), residual
+
+
+class StaleBlock(Block):
+    """Returns the residual stream beside a residual that the next one does not read."""
+
+    def forward(self, hidden: Tensor, residual: Tensor | None = None) -> Any:
+        residual = hidden
+        return hidden + self.mlp(self.attention(hidden)), residual
+
+
+class SilentBlock(Block):
+    """Returns two tensors, and its source does not say what they are."""
+
+    def forward(self, hidden: Tensor, other: Tensor | None = None) -> Any:
+        return hidden, hidden
 
 
 class PlainBlock(Block):
@@ -56,13 +75,22 @@ class Model(nn.Module):
         return hidden if residual is None else hidden + residual
 
 
+class StaleModel(Model):
+    def forward(self, hidden: Tensor) -> Tensor:
+        residual = None
+        for block in self.model.layers:
+            hidden, residual = block(hidden, residual)
+        return hidden
+
+
 def blocks(count: int = NUM_LAYERS) -> list[nn.Module]:
     return [Block() for _ in range(count)]
 
 
 def is_found(model: Model) -> bool:
-    found = find_decoder_layers(model, NUM_LAYERS)
-    return len(found) == NUM_LAYERS and all(one is other for one, other in zip(found, model.model.layers, strict=True))
+    owner, found = find_decoder_layers(model, NUM_LAYERS)
+    expected = dict(enumerate(model.model.layers))
+    return owner is model.model and found.keys() == expected.keys() and all(found[i] is expected[i] for i in expected)
 
 
 class TestFinding:
@@ -98,15 +126,50 @@ class TestFinding:
         with pytest.raises(IncompatibleVllmError, match=r"found layers, layers_extra"):
             find_decoder_layers(model, NUM_LAYERS)
 
+    def test_a_stage_of_a_pipeline(self) -> None:
+        class PPMissingLayer(nn.Identity):
+            """As in vLLM: stands where another stage has the layer."""
 
-def wrapped(model: Model) -> tuple[RowPool, SlotTable, TokenTable]:
-    device = torch.device("cpu")
-    pool = RowPool(4, SIZE, torch.float32, device)
-    pool.load("a", {1: torch.full((1, SIZE), 0.5)})
-    table, tokens = SlotTable(pool, NUM_LAYERS, 4), TokenTable(8, device)
-    layers = find_decoder_layers(model, NUM_LAYERS)
-    wrap_layers(layers, pool.rows, table.write_rows, table.scales, tokens.slot_ids, tokens.strengths)
-    return pool, table, tokens
+        model = Model(PPMissingLayer(), Block(), PPMissingLayer())
+        owner, found = find_decoder_layers(model, NUM_LAYERS)
+        assert owner is model.model
+        assert list(found) == [1] and found[1] is model.model.layers[1]
+
+
+def wrapped(model: Model) -> tuple[SteeredBatch, SteeredModel]:
+    sizes = Sizes(num_rows=4, num_layers=NUM_LAYERS, hidden_size=SIZE, vocab_size=9, max_num_reqs=2, max_num_tokens=8)
+    batch = SteeredBatch(sizes, torch.float32, torch.device("cpu"))
+    batch.pool.load("a", Program(torch.full((1, SIZE), 0.5), (Step(1, Kind.ADD, write=0),)))
+    return batch, steer_model(model, NUM_LAYERS, batch, fuse=False)
+
+
+def run_with(batch: SteeredBatch, *step: Scheduled, strength: float = -2.0) -> None:
+    """As if these requests were the batch; "r" is steered."""
+    params = SimpleNamespace(extra_args=Steering("r", (Term("a", strength, "all"),)).to_extra_args())
+    batch.add("r", params, 1)
+    batch.fill(step, lambda index: ())
+
+
+@torch.no_grad()
+def test_two_tensors_that_say_nothing_are_refused() -> None:
+    model = Model(*(SilentBlock() for _ in range(NUM_LAYERS)))
+    wrapped(model)
+    with pytest.raises(IncompatibleVllmError, match=r"SilentBlock returns two tensors .* not supported"):
+        model(torch.randn(3, SIZE))
+
+
+@torch.no_grad()
+def test_a_clamp_sees_the_stream_and_not_a_stale_residual() -> None:
+    model = StaleModel(*(StaleBlock() for _ in range(NUM_LAYERS)))
+    batch, _ = wrapped(model)
+    axis = torch.nn.functional.normalize(torch.ones(1, SIZE))
+    batch.pool.unload("a")
+    batch.pool.load("a", Program(axis, (Step(1, Kind.CLAMP, read=0, write=0, a=3.0, b=3.0),)))
+    seen = []
+    model.model.layers[2].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    run_with(batch, Scheduled("r", 0, 2), strength=1.0)
+    model(torch.randn(2, SIZE))
+    torch.testing.assert_close(seen[0] @ axis[0], torch.full((2,), 3.0))
 
 
 @pytest.mark.parametrize("cls", [Block, PlainBlock])
@@ -114,13 +177,11 @@ def wrapped(model: Model) -> tuple[RowPool, SlotTable, TokenTable]:
 @torch.no_grad()
 def test_wrapped_layers_steer_their_output(cls: type[Block], backend: str | None) -> None:
     model = Model(*(cls() for _ in range(NUM_LAYERS)))
-    _, table, tokens = wrapped(model)
+    batch, _ = wrapped(model)
     run = model if backend is None else torch.compile(model, fullgraph=True, backend=backend)
     hidden = torch.randn(3, SIZE)
     unsteered = run(hidden.clone())
-    tokens.host_slot_ids[1] = table.slot_of((("a", 1.0),), set)
-    tokens.host_strengths[1] = -2.0
-    tokens.publish(2)
+    run_with(batch, Scheduled("other", 0, 1), Scheduled("r", 0, 1), Scheduled("third", 5, 1))
     steered = run(hidden.clone())
     # By hand: the residual stream of token 1 is moved after layer 1, and nothing else.
     stream = hidden.clone()
@@ -131,20 +192,21 @@ def test_wrapped_layers_steer_their_output(cls: type[Block], backend: str | None
     torch.testing.assert_close(steered, stream)
     assert torch.equal(steered[[0, 2]], unsteered[[0, 2]])
     assert not torch.allclose(steered[1], unsteered[1])
-    tokens.clear()
-    tokens.publish(0)
+    run_with(batch)
     assert torch.equal(run(hidden.clone()), unsteered)
 
 
 def test_wrapping_keeps_what_a_layer_is() -> None:
     model = Model(Block(), OtherBlock(), Block())
     names = list(model.state_dict())
-    pool, table, _ = wrapped(model)
+    batch, steered = wrapped(model)
     first, second, third = model.model.layers
     assert isinstance(first, Block) and isinstance(second, OtherBlock) and isinstance(first, SteeredLayer)
     assert type(first) is type(third) and type(first).__name__ == "SteeredBlock"
     assert list(model.state_dict()) == names, "the tables must not be saved or expected in a checkpoint"
+    assert steered == SteeredModel(fused=(), in_place=(0, 1, 2))
     # The addresses are what CUDA graphs replay with.
-    assert second.steering_pool.data_ptr() == pool.rows.data_ptr()
-    assert second.steering_write_rows.data_ptr() == table.write_rows[1].data_ptr()
-    assert second.steering_scales.data_ptr() == table.scales[1].data_ptr()
+    assert second.steering_pool.data_ptr() == batch.pool.rows.data_ptr()
+    assert second.steering_codes.data_ptr() == batch.slots.codes[1].data_ptr()
+    assert second.steering_params.data_ptr() == batch.slots.params[1].data_ptr()
+    assert second.steering_gates.data_ptr() == batch.gates.data_ptr()

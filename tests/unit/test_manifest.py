@@ -1,12 +1,15 @@
 """The manifest: what it accepts, what it refuses, and its one spelling in a file."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+import artifacts
 from artifacts.bundle import BundleError, BundleErrorCode
+from artifacts.header import read_header
 from artifacts.manifest import Intervention, LayerPair, Manifest, ModelIdentity, Scope, from_metadata, to_metadata
 
 DIGEST = "sha256:" + "0" * 64
@@ -130,7 +133,7 @@ def test_refuses(changes: dict[str, Any]) -> None:
 CODES = {
     "layer past the last": (BundleErrorCode.LAYER_OUT_OF_RANGE, "layer 4 does not exist: the model has 4 layers"),
     "negative layer": (BundleErrorCode.LAYER_OUT_OF_RANGE, r"greater than or equal to 0 \(it holds -1\)"),
-    "unknown kind": (BundleErrorCode.UNKNOWN_KIND, r"should be 'add' \(it holds 'exec'\); correct it"),
+    "unknown kind": (BundleErrorCode.UNKNOWN_KIND, r"or 'condition' \(it holds 'exec'\); correct it"),
     "same tensor twice": (BundleErrorCode.DUPLICATE_TENSOR, "two interventions write 'runtime.2.0.write'"),
     "recommended over maximum": (BundleErrorCode.BAD_MANIFEST, "1.5 is over maximum_strength 1"),
     "unknown key": (BundleErrorCode.BAD_MANIFEST, "'steer_everything': Extra inputs"),
@@ -188,3 +191,11 @@ def test_other_formats_and_schemas_are_named() -> None:
     assert caught.value.code is BundleErrorCode.UNKNOWN_SCHEMA
     with pytest.raises(BundleError, match="not exactly"):
         from_metadata(good | {"note": "hello"})
+
+
+def test_the_shipped_bundle_is_spelled_as_today() -> None:
+    # Fields that say nothing stay unwritten, so a manifest of additions has the bytes that it always had.
+    path = Path(artifacts.__file__).parent / "lab" / "careful.safetensors"
+    with path.open("rb") as file:
+        metadata = read_header(file, path.stat().st_size, 1 << 20).metadata
+    assert to_metadata(from_metadata(metadata)) == metadata

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from artifacts.bundle import load_bundle
 from artifacts.manifest import Scope
-from server.engine.slots import MAX_OPS
 from server.engine.steering import Term
 from server.errors import ErrorCode, SteeringRequestError
 from server.profiles import Profile, ProfileTable
 from server.schema import ProfileRef
+from steering_kernels import MAX_OPS, NUM_GATES, Kind
 
 
 @pytest.fixture
@@ -21,7 +23,7 @@ def careful(make_profile: Callable[..., Profile]) -> Profile:
 
 @pytest.fixture
 def table(careful: Profile, make_profile: Callable[..., Profile]) -> ProfileTable:
-    return ProfileTable([careful, make_profile("medical", scope=Scope.RESPONSE), make_profile("wide", (3, 3, 3))])
+    return ProfileTable([careful, make_profile("medical", scope=Scope.RESPONSE), make_profile("wide", (3,) * 7)])
 
 
 def refusal(table: ProfileTable, *refs: dict[str, Any]) -> SteeringRequestError:
@@ -35,9 +37,62 @@ def test_defaults_come_from_the_manifest(careful: Profile) -> None:
     assert Profile.from_bundle(careful.bundle, "other").name == "other"
 
 
-def test_writes_keep_the_listed_order(careful: Profile) -> None:
-    assert {layer: [row[0].item() for row in rows] for layer, rows in careful.writes.items()} == {3: [1, 3], 1: [2]}
+def test_the_program_keeps_the_listed_order(careful: Profile) -> None:
+    program = careful.program()
+    assert [(step.layer, step.kind, program.rows[step.write][0].item()) for step in program.steps] == [
+        (3, Kind.ADD, 1),
+        (1, Kind.ADD, 2),
+        (3, Kind.ADD, 3),
+    ]
     assert careful.layers == [1, 3, 3]
+
+
+@pytest.fixture(scope="module")
+def gated(make_bundle: Callable[..., Path]) -> Callable[..., Profile]:
+    """A profile that uses `count` triggers, all at layers of their own, and a condition."""
+
+    def make(name: str, count: int, **changes: Any) -> Profile:
+        triggers = {f"t{index}": {"text_contains": "\n"} for index in range(count)}
+        steps = [
+            {"kind": "condition", "sets": "open", "parameters": {"threshold": 0.0}},
+            {"kind": "add", "gate": "open"},
+        ]
+        steps += [{"kind": "add", "gate": gate} for gate in triggers]
+        layers = [0, 4, *(index % 4 + 1 for index in range(count))]
+        path = make_bundle(name, layers, 11, steps=steps, triggers=triggers, **changes)
+        return Profile.from_bundle(load_bundle(path))
+
+    return make
+
+
+def test_triggers_come_from_the_served_tokenizer(gated: Callable[..., Profile]) -> None:
+    profile = gated("gated", 1)
+    assert dict(profile.program({0: "a", 1: "\n", 2: "b\n"}).triggers) == {0: (1, 2)}
+    with pytest.raises(ValueError, match="Trigger 't0' asks for tokens"):
+        profile.program()
+
+
+def test_layers_that_are_only_read_are_not_steered(gated: Callable[..., Profile]) -> None:
+    profile = gated("gated", 1)
+    assert profile.layers == [1, 4]
+    assert profile.program({1: "\n"}).layers == [0, 1, 4]
+
+
+def test_more_gates_than_a_slot_holds(gated: Callable[..., Profile]) -> None:
+    table = ProfileTable([gated("four", 3), gated("five", 4)])
+    table.resolve([ProfileRef(name="four"), ProfileRef(name="four", strength=-1.0)])
+    error = refusal(table, {"name": "four"}, {"name": "five"})
+    assert error.code == ErrorCode.TOO_MANY
+    assert f"There are 9 conditions and triggers; at most {NUM_GATES} fit." in str(error)
+
+
+def test_excluded_spans_reach_the_engine(gated: Callable[..., Profile]) -> None:
+    table = ProfileTable([gated("spans", 1, exclude=("structured_output", "reasoning"))])
+    profile = next(iter(table))
+    assert profile.exclude == ("structured_output", "reasoning")
+    steering = table.resolve([ProfileRef(name="spans")]).steering
+    assert steering is not None
+    assert steering.terms == (Term(profile.bundle.digest, 1.0, "all", ("structured_output", "reasoning")),)
 
 
 def test_resolve(table: ProfileTable) -> None:
@@ -118,10 +173,10 @@ def test_the_maximum_counts_by_profile(table: ProfileTable) -> None:
 
 
 def test_too_many_interventions_at_one_layer(table: ProfileTable) -> None:
-    assert MAX_OPS == 4
+    assert MAX_OPS == 8
     error = refusal(table, {"name": "careful"}, {"name": "wide"})
     assert error.code == ErrorCode.TOO_MANY
-    assert "5 interventions at layer 3; at most 4 fit" in str(error)
+    assert "9 interventions at layer 3; at most 8 fit" in str(error)
     # What is off takes no room.
     table.resolve([ProfileRef(name="careful", strength=0.0), ProfileRef(name="wide")])
 
@@ -129,8 +184,3 @@ def test_too_many_interventions_at_one_layer(table: ProfileTable) -> None:
 def test_two_profiles_of_one_name(careful: Profile) -> None:
     with pytest.raises(ValueError, match=r"Two bundles are named 'careful'; rename one with --steering-bundle"):
         ProfileTable([careful, careful])
-
-
-def test_a_bundle_that_fits_no_slot_is_refused_at_start(make_profile: Callable[..., Profile]) -> None:
-    with pytest.raises(ValueError, match="'wide' cannot be served: There are 5 interventions at layer 3; at most 4"):
-        ProfileTable([make_profile("wide", (3,) * 5)])

@@ -29,7 +29,7 @@ def bundle_file(tmp_path: Path, make_profile: Callable[..., Profile]) -> Callabl
         bundle = make_profile(name).bundle
         target = bundle.manifest.target.model_copy(update={"fingerprint": fingerprint})
         path = tmp_path / f"{name}.safetensors"
-        write_bundle(path, bundle.manifest.model_copy(update={"target": target}), bundle.writes)
+        write_bundle(path, bundle.manifest.model_copy(update={"target": target}), bundle.rows)
         return path
 
     return make

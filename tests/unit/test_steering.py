@@ -9,20 +9,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from artifacts.manifest import Scope
-from server.engine.steering import END, EXTRA_ARGS_KEY, ScopeName, Steering, Term, scope_range
+from artifacts.manifest import ExcludedSpan, Scope
+from server.engine.steering import CONSTRAINED, END, EXTRA_ARGS_KEY, SPAN_NAMES, ScopeName, Steering, Term, scope_range
 
 scopes = st.sampled_from(get_args(ScopeName))
 strengths = st.floats(-1e4, 1e4).filter(bool)
+excludes = st.lists(st.sampled_from([*SPAN_NAMES, CONSTRAINED]), unique=True).map(tuple)
 steerings = st.builds(
     Steering,
     st.text(min_size=1, max_size=40),
-    st.lists(st.builds(Term, st.text(max_size=80), strengths, scopes), min_size=1, max_size=4).map(tuple),
+    st.lists(st.builds(Term, st.text(max_size=80), strengths, scopes, excludes), min_size=1, max_size=4).map(tuple),
 )
 
 
 def test_scopes_are_those_of_the_manifest() -> None:
     assert set(get_args(ScopeName)) == set(Scope)
+    assert {*SPAN_NAMES, CONSTRAINED} == set(get_args(ExcludedSpan))
+
+
+def test_only_a_constrained_answer_is_left_alone() -> None:
+    free = Steering("r", (Term("a", 1.0, "all"), Term("b", 1.0, "all", ("reasoning",))))
+    steering = Steering("r", (free.terms[0], Term("b", 1.0, "all", ("reasoning", CONSTRAINED))))
+    assert steering.for_answer(constrained=True) == steering
+    assert steering.for_answer(constrained=False) == free
 
 
 @pytest.mark.parametrize(
@@ -61,7 +70,7 @@ def test_unsteered(params: object) -> None:
 
 
 def test_strength_is_a_float_after_json() -> None:
-    data = {EXTRA_ARGS_KEY: {"id": "r", "terms": [["b", 1, "all"]]}}
+    data = {EXTRA_ARGS_KEY: {"id": "r", "terms": [["b", 1, "all", []]]}}
     steering = Steering.from_sampling_params(SimpleNamespace(extra_args=data))
     assert steering is not None
     # The prefix-cache key spells the strength out: 1 and 1.0 must not differ.

@@ -1,0 +1,169 @@
+"""Which norms may take over a layer's steering, read off sources made by hand and off vLLM's own models."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from torch import nn
+
+from server.engine.fusion import norms_after
+
+TIMEOUT_S = 180
+# A process of its own, because importing vLLM's models changes the one that does it.
+DRIVER = """
+import ast, importlib, inspect, json, sys, textwrap
+from server.engine import fusion
+
+found = {}
+for name, layer, model in json.loads(sys.argv[1]):
+    module = importlib.import_module(f"vllm.model_executor.models.{name}")
+    def tree(cls):
+        return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(getattr(module, cls).forward)))).body[0]
+    of_layer, of_model = tree(layer), tree(model)
+    found[name] = [
+        fusion._passes_stream_on(of_model), fusion._returns_stream(of_layer), fusion._first_norm(of_layer),
+        fusion._last_norm(of_model), fusion.adds_residual(of_layer),
+    ]
+print(json.dumps(found))
+"""
+FUSED = [True, True, "input_layernorm", "norm", True]
+
+
+def test_models_of_vllm(vllm_environment: dict[str, str]) -> None:
+    models = [
+        ("llama", "LlamaDecoderLayer", "LlamaModel"),
+        ("qwen2", "Qwen2DecoderLayer", "Qwen2Model"),
+        ("gemma2", "Gemma2DecoderLayer", "Gemma2Model"),
+        ("mixtral", "MixtralDecoderLayer", "MixtralModel"),
+        ("gpt2", "GPT2Block", "GPT2Model"),
+        ("phimoe", "PhiMoEDecoderLayer", "PhiMoEModel"),
+    ]
+    result = subprocess.run(
+        [sys.executable, "-c", DRIVER, json.dumps(models)],
+        env=vllm_environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert {name: found[name] for name in ("llama", "qwen2", "gemma2", "mixtral")} == dict.fromkeys(
+        ("llama", "qwen2", "gemma2", "mixtral"), FUSED
+    )
+    assert found["gpt2"][2] is None and found["gpt2"][4] is None
+    assert found["phimoe"][2] is None, "its norms are LayerNorms that add nothing"
+    assert found["phimoe"][4] is False, "its layers return the stream and a residual that nobody reads"
+
+
+class Layer(nn.Module):
+    """The form that is known."""
+
+    def forward(self, hidden_states, residual):  # type: ignore[no-untyped-def]
+        """Runs."""
+        if residual is None:
+            residual = hidden_states
+            hidden_states = self.input_layernorm(hidden_states)
+        else:
+            hidden_states, residual = self.input_layernorm(hidden_states, residual)
+        return hidden_states, residual
+
+
+class Scaled(nn.Module):
+    """Something happens to the stream before the norm."""
+
+    def forward(self, hidden_states, residual):  # type: ignore[no-untyped-def]
+        hidden_states = hidden_states * 2
+        if residual is None:
+            residual = hidden_states
+            hidden_states = self.input_layernorm(hidden_states)
+        else:
+            hidden_states, residual = self.input_layernorm(hidden_states, residual)
+        return hidden_states, residual
+
+
+class OtherNorm(nn.Module):
+    """Another norm for the first layer."""
+
+    def forward(self, hidden_states, residual):  # type: ignore[no-untyped-def]
+        if residual is None:
+            residual = hidden_states
+            hidden_states = self.other(hidden_states)
+        else:
+            hidden_states, residual = self.input_layernorm(hidden_states, residual)
+        return hidden_states, residual
+
+
+class Model(nn.Module):
+    """The form that is known."""
+
+    def forward(self, hidden_states, residual):  # type: ignore[no-untyped-def]
+        for layer in self.layers:
+            hidden_states, residual = layer(hidden_states, residual)
+        hidden_states, _ = self.norm(hidden_states, residual)
+        return hidden_states
+
+
+class Peeking(Model):
+    """Changes the stream between layers."""
+
+    def forward(self, hidden_states, residual):  # type: ignore[no-untyped-def]
+        for layer in self.layers:
+            hidden_states, residual = layer(hidden_states, residual)
+            hidden_states = hidden_states + 1
+        hidden_states, _ = self.norm(hidden_states, residual)
+        return hidden_states
+
+
+class LateNorm(Model):
+    """Adds the residual itself."""
+
+    def forward(self, hidden_states, residual):  # type: ignore[no-untyped-def]
+        for layer in self.layers:
+            hidden_states, residual = layer(hidden_states, residual)
+        return self.norm(hidden_states + residual)
+
+
+@pytest.fixture
+def every_norm_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These models have no vLLM norms; which classes count is tested on real models."""
+    monkeypatch.setattr("server.engine.fusion._weight_offset", lambda norm: None if norm is None else 0.0)
+
+
+def built(model: type[nn.Module], *layers: type[nn.Module]) -> tuple[nn.Module, dict[int, nn.Module]]:
+    owner = model()
+    owner.norm = nn.Identity()
+    owner.layers = nn.ModuleList(layer() for layer in layers)
+    for layer in owner.layers:
+        layer.input_layernorm = nn.Identity()
+    return owner, dict(enumerate(owner.layers))
+
+
+@pytest.mark.usefixtures("every_norm_counts")
+@pytest.mark.parametrize(
+    ("model", "layers", "fused"),
+    [
+        (Model, (Layer, Layer, Layer), [0, 1, 2]),
+        (Model, (Layer, Scaled, Layer), [1, 2]),
+        (Model, (Layer, OtherNorm, Layer), [1, 2]),
+        (Peeking, (Layer, Layer, Layer), []),
+        (LateNorm, (Layer, Layer, Layer), [0, 1]),
+    ],
+)
+def test_only_the_known_form_is_fused(
+    model: type[nn.Module], layers: tuple[type[nn.Module], ...], fused: list[int]
+) -> None:
+    owner, present = built(model, *layers)
+    norms = norms_after(owner, present)
+    assert list(norms) == fused
+    for index in fused:
+        expected = owner.norm if index == 2 else owner.layers[index + 1].input_layernorm
+        assert norms[index].module is expected
+
+
+@pytest.mark.usefixtures("every_norm_counts")
+def test_the_last_layer_of_a_stage_is_not_fused() -> None:
+    owner, present = built(Model, Layer, Layer, Layer)
+    owner.norm = None
+    assert list(norms_after(owner, {0: present[0], 1: present[1]})) == [0]

@@ -1,0 +1,50 @@
+"""What a bundle makes the engine do, on its way to the workers."""
+
+import json
+
+import msgspec
+import torch
+
+from server.engine.program import Program, Step, checksum
+from steering_kernels import Flag, Kind
+
+PROGRAM = Program(
+    torch.tensor([[0.1, -1e-30, 3.0], [1.0, 2.0, 3.0]]),
+    (
+        Step(2, Kind.CLAMP, read=0, write=0, a=-float("inf"), b=0.5, flags=Flag.KEEP_NORM),
+        Step(0, Kind.CONDITION, read=1, gate_out=1, b=1.0, flags=Flag.HARD | Flag.COSINE),
+        Step(2, Kind.ADD, write=1, gate=1),
+    ),
+    num_gates=2,
+    triggers={0: (5, 7)},
+)
+
+
+def test_survives_the_way_to_the_workers() -> None:
+    spec, data = PROGRAM.to_wire()
+    for travelled in (msgspec.msgpack.decode(msgspec.msgpack.encode(spec)), json.loads(json.dumps(spec))):
+        arrived = Program.from_wire(travelled, data)
+        assert torch.equal(arrived.rows, PROGRAM.rows)
+        assert (arrived.steps, arrived.num_gates) == (PROGRAM.steps, 2)
+        assert dict(arrived.triggers) == {0: (5, 7)}
+        assert checksum(travelled, data) == checksum(spec, data)
+
+
+def test_the_checksum_sees_every_change() -> None:
+    spec, data = PROGRAM.to_wire()
+    changed = [
+        checksum(spec, data[:-1] + b"\x00"),
+        checksum(spec | {"num_gates": 3}, data),
+        checksum(spec | {"steps": spec["steps"][::-1]}, data),
+    ]
+    assert len({checksum(spec, data), *changed}) == 4
+
+
+def test_layers() -> None:
+    assert PROGRAM.layers == [0, 2, 2]
+
+
+def test_a_program_without_rows() -> None:
+    empty = Program(torch.zeros(0, 3), ())
+    spec, data = empty.to_wire()
+    assert Program.from_wire(spec, data).steps == ()
