@@ -42,7 +42,7 @@ class SteeredLayer(_Steered):
     steering_adds_residual: bool | None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the layer returns, with its first tensor [num_tokens, hidden_size] steered in place."""
+        """Return what the layer returns, with its first tensor [..., num_tokens, hidden_size] steered in place."""
         output = super().forward(*args, **kwargs)
         hidden, residual = output, None
         if isinstance(output, tuple):
@@ -54,15 +54,16 @@ class SteeredLayer(_Steered):
                         "whether the residual stream is their sum. This architecture is not supported."
                     )
                 residual = output[1]
+        # Models on vLLM's Transformers backend have a batch dimension of 1. A view, never a copy: it is written.
         steer_(
-            hidden,
+            hidden.view(-1, hidden.shape[-1]),
             self.steering_pool,
             self.steering_codes,
             self.steering_params,
             self.steering_slot_ids,
             self.steering_strengths,
             self.steering_gates,
-            residual,
+            None if residual is None else residual.view(-1, residual.shape[-1]),
         )
         return output
 
