@@ -1,7 +1,6 @@
 """The server process: vLLM's API server with the steering engine behind it and the steering routes in front."""
 
 import argparse
-import os
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -15,7 +14,7 @@ from starlette.responses import Response
 
 from artifacts.verify import ServedModel, served_model
 from server.engine.client import SteeringEngine
-from server.engine.compat import IncompatibleVllmError
+from server.engine.compat import SERVER_VLLM, IncompatibleVllmError, require_version
 from server.engine.config import EngineSettings, enable, worker_cls
 from server.engine.program import Program
 from server.engine.span_tokens import load_tokenizer, parser_spans, span_tokens
@@ -57,10 +56,12 @@ def run(args: argparse.Namespace) -> int:
         IncompatibleVllmError: this vLLM or this configuration cannot be steered.
     """
     import uvloop
+    import vllm
     from vllm.entrypoints.launchers.cli_args import validate_parsed_serve_args
     from vllm.logger import configure_logging_from_args
     from vllm.platforms import current_platform
 
+    require_version(vllm.__version__, SERVER_VLLM)
     if args.model_tag is not None:
         args.model = args.model_tag
     configure_logging_from_args(args)
@@ -69,8 +70,6 @@ def run(args: argparse.Namespace) -> int:
     settings = SteeringSettings.from_args(args)
     served = _served_model(args)
     profiles = settings.load_profiles(served)
-    # Steering is written for model runner V1; vLLM would choose V2 on GPUs.
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     args.worker_cls = worker_cls(current_platform.device_type)
     programs = _programs(args, profiles)
     engine_settings = EngineSettings(settings.rows, settings.fusion, _spans(args, settings, profiles))

@@ -8,87 +8,126 @@ import os
 import platform
 import secrets
 import shutil
+import struct
 import subprocess
-from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from steering_kernels.reference import steer_reference_
-
-_SOURCE = files("steering_kernels") / "csrc" / "steer_cpu.cpp"
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
+_SOURCE = Path(__file__).with_name("csrc") / "steer_cpu.cpp"
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 _BUILD_TIMEOUT_S = 120
-_SYMBOLS = {torch.float32: "steer_float32", torch.bfloat16: "steer_bfloat16"}
-_POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
-_ARGUMENTS = (_POINTER, *[_INTEGER] * 3, *[_POINTER] * 3, _INTEGER, *[_POINTER] * 2)
-_MAX_OPS = 64
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# `Call` of the source: nine pointers, eleven integers, two floats. One packed argument costs a third of 22 arguments.
+_PACK = struct.Struct("@20q2d").pack
 
 _logger = logging.getLogger(__name__)
 
 
-def steer_cpu_(
-    hidden: Tensor, pool: Tensor, write_rows: Tensor, scales: Tensor, slot_ids: Tensor, strengths: Tensor
-) -> None:
-    """Same contract as `reference.steer_reference_`, for tensors on the host.
+def supports(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether it runs here for a residual stream of `dtype` on a device; the first such question may build it."""
+    return device_type == "cpu" and dtype in _DTYPES and _library() is not None
 
-    fp16, a pool of another dtype, non-contiguous tables, and a machine without a compiler take the reference.
-    """
-    kernel = _kernel(hidden.dtype)
-    if (
-        kernel is None
-        or pool.dtype != hidden.dtype
-        or hidden.stride(1) != 1
-        or write_rows.shape[1] > _MAX_OPS
-        or not (pool.is_contiguous() and write_rows.is_contiguous() and scales.is_contiguous())
-        or not (slot_ids.is_contiguous() and strengths.is_contiguous())
-    ):
-        steer_reference_(hidden, pool, write_rows, scales, slot_ids, strengths)
-        return
-    kernel(
-        hidden.data_ptr(),
-        hidden.shape[0],
-        hidden.shape[1],
-        hidden.stride(0),
-        pool.data_ptr(),
-        write_rows.data_ptr(),
-        scales.data_ptr(),
-        write_rows.shape[1],
-        slot_ids.data_ptr(),
-        strengths.data_ptr(),
+
+def steer_(
+    hidden: Tensor,
+    pool: Tensor,
+    codes: Tensor,
+    params: Tensor,
+    slot_ids: Tensor,
+    strengths: Tensor,
+    gates: Tensor,
+    residual: Tensor | None = None,
+) -> None:
+    """Same contract as `reference.steer_`, for tensors on the host that `op` would accept."""
+    library = _library()
+    assert library is not None, "call it only where `supports` says so"
+    # Most calls of most servers end here: at this layer nobody steers.
+    if library.steer_is_needed(slot_ids.data_ptr(), hidden.shape[0]):
+        library.steer(_packed(hidden, residual, None, pool, codes, params, slot_ids, strengths, gates, 0.0, 0.0))
+
+
+def steer_add_rms_norm_(
+    hidden: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    epsilon: float,
+    weight_offset: float,
+    pool: Tensor,
+    codes: Tensor,
+    params: Tensor,
+    slot_ids: Tensor,
+    strengths: Tensor,
+    gates: Tensor,
+) -> None:
+    """Same contract as `reference.steer_add_rms_norm_`, for tensors on the host that `op` would accept."""
+    library = _library()
+    assert library is not None, "call it only where `supports` says so"
+    if weight is not None:
+        weight = weight.contiguous()
+    library.steer_add_rms_norm(
+        _packed(hidden, residual, weight, pool, codes, params, slot_ids, strengths, gates, epsilon, weight_offset)
     )
 
 
-def has_kernel(dtype: torch.dtype) -> bool:
-    """Whether this machine has, or can build, a compiled kernel for a dtype of the residual stream."""
-    return _kernel(dtype) is not None
-
-
-@functools.cache
-def _kernel(dtype: torch.dtype) -> Callable[..., None] | None:
-    """Compiled function for a dtype of the residual stream; None where there is none."""
-    library = _library() if dtype in _SYMBOLS else None
-    if library is None:
-        return None
-    function: Callable[..., None] = getattr(library, _SYMBOLS[dtype])
-    function.argtypes, function.restype = _ARGUMENTS, None  # type: ignore[attr-defined]
-    return function
+def _packed(
+    hidden: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    pool: Tensor,
+    codes: Tensor,
+    params: Tensor,
+    slot_ids: Tensor,
+    strengths: Tensor,
+    gates: Tensor,
+    epsilon: float,
+    weight_offset: float,
+) -> bytes:
+    num_tokens, hidden_size = hidden.shape
+    return _PACK(
+        hidden.data_ptr(),
+        0 if residual is None else residual.data_ptr(),
+        pool.data_ptr(),
+        codes.data_ptr(),
+        params.data_ptr(),
+        slot_ids.data_ptr(),
+        strengths.data_ptr(),
+        gates.data_ptr(),
+        0 if weight is None else weight.data_ptr(),
+        num_tokens,
+        hidden_size,
+        hidden.stride(0),
+        0 if residual is None else residual.stride(0),
+        pool.stride(0),
+        codes.shape[1],
+        gates.shape[1],
+        torch.get_num_threads(),
+        _DTYPES[hidden.dtype],
+        _DTYPES[pool.dtype],
+        0 if weight is None else _DTYPES[weight.dtype],
+        epsilon,
+        weight_offset,
+    )
 
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     try:
-        return ctypes.CDLL(str(_build()))
+        library = ctypes.CDLL(str(_build()))
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or error
         _logger.warning("Steering falls back to the slower reference kernel: it could not be compiled (%s)", detail)
         return None
+    library.steer_is_needed.argtypes = (ctypes.c_void_p, ctypes.c_int64)
+    library.steer_is_needed.restype = ctypes.c_int32
+    for function in (library.steer, library.steer_add_rms_norm):
+        function.argtypes, function.restype = (ctypes.c_char_p,), None
+    return library
 
 
 def _build() -> Path:
-    """Path of the shared library, built now unless this source was built on such a processor before.
+    """Path of the shared library, built now unless these sources were built on such a processor before.
 
     Raises:
         OSError: no compiler, or the cache folder cannot be written.
@@ -97,22 +136,33 @@ def _build() -> Path:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         raise FileNotFoundError("no C++ compiler found; install g++ or set CXX")
-    source = _SOURCE.read_text()
+    sources = [path.read_text() for path in (*sorted(_SOURCE.parent.glob("*.h")), _SOURCE)]
     # -march=native: a library built on one processor may not run on another that shares the home folder.
-    key = hashlib.sha256("\n".join([source, *_FLAGS, compiler, _processor()]).encode()).hexdigest()[:16]
+    parts = [*sources, *_FLAGS, *_torch_openmp(), compiler, _processor()]
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "expertsteer"
     built = cache / f"steer_cpu-{key}.so"
     if not built.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = cache / f".{secrets.token_hex(8)}.so"
-        command = [compiler, *_FLAGS, "-x", "c++", "-", "-o", str(temporary)]
-        try:
-            subprocess.run(command, input=source, text=True, check=True, capture_output=True, timeout=_BUILD_TIMEOUT_S)
-            # Several ranks may build at once; each puts a complete file in place.
-            temporary.replace(built)
-        finally:
-            temporary.unlink(missing_ok=True)
+        _compile(compiler, built)
     return built
+
+
+def _compile(compiler: str, built: Path) -> None:
+    built.parent.mkdir(parents=True, exist_ok=True)
+    temporary = built.with_name(f".{secrets.token_hex(8)}.so")
+    # As needed: the compiler's own OpenMP library is linked only where torch does not bring one.
+    command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(temporary), "-Wl,--as-needed", *_torch_openmp()]
+    try:
+        subprocess.run(command, text=True, check=True, capture_output=True, timeout=_BUILD_TIMEOUT_S)
+        # Several ranks may build at once; each puts a complete file in place.
+        temporary.replace(built)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _torch_openmp() -> list[str]:
+    """The OpenMP library in torch's wheel: a second one in the process would bring threads of its own."""
+    return [str(path) for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))]
 
 
 def _processor() -> str:

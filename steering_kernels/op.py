@@ -1,5 +1,7 @@
 """Registration of the steering operators with torch, so that they go through torch.compile and CUDA graphs."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ _library.define(
 
 
 def _steer(
+    device_type: str,
     hidden: Tensor,
     pool: Tensor,
     codes: Tensor,
@@ -30,12 +33,11 @@ def _steer(
     gates: Tensor,
     residual: Tensor | None,
 ) -> None:
-    backends.chosen(hidden.device.type, hidden.dtype).steer_(
-        hidden, pool, codes, params, slot_ids, strengths, gates, residual
-    )
+    backends.chosen(device_type, hidden.dtype).steer_(hidden, pool, codes, params, slot_ids, strengths, gates, residual)
 
 
 def _steer_add_rms_norm(
+    device_type: str,
     hidden: Tensor,
     residual: Tensor,
     weight: Tensor | None,
@@ -48,7 +50,7 @@ def _steer_add_rms_norm(
     strengths: Tensor,
     gates: Tensor,
 ) -> None:
-    backends.chosen(hidden.device.type, hidden.dtype).steer_add_rms_norm_(
+    backends.chosen(device_type, hidden.dtype).steer_add_rms_norm_(
         hidden, residual, weight, epsilon, weight_offset, pool, codes, params, slot_ids, strengths, gates
     )
 
@@ -58,8 +60,8 @@ def _nothing(*_: object) -> None:
 
 
 for _key in ("CPU", "CUDA"):
-    _library.impl("steer_", _steer, _key)
-    _library.impl("steer_add_rms_norm_", _steer_add_rms_norm, _key)
+    _library.impl("steer_", functools.partial(_steer, _key.lower()), _key)
+    _library.impl("steer_add_rms_norm_", functools.partial(_steer_add_rms_norm, _key.lower()), _key)
 torch.library.register_fake("expertsteer::steer_", _nothing)
 torch.library.register_fake("expertsteer::steer_add_rms_norm_", _nothing)
 

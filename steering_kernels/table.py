@@ -1,7 +1,7 @@
 """Layout of the operation table: what every backend reads and the engine writes.
 
-One entry says what one intervention does at one layer: eight integers (`codes`) and four floats (`params`). A slot holds
-up to `MAX_OPS` entries per layer, applied in order; the first entry of kind `END` ends the list.
+One entry says what one intervention does at one layer: eight integers (`codes`) and four floats (`params`). A slot
+holds up to `MAX_OPS` entries per layer, applied in order; the first entry of kind `END` ends the list.
 """
 
 from enum import IntEnum, IntFlag

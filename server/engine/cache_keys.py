@@ -15,7 +15,9 @@ from typing import Any
 from server.engine.compat import IncompatibleVllmError, require_signature
 from server.engine.steering import Steering
 
-_HOLDERS = ("vllm.v1.core.kv_cache_utils", "vllm.v1.core.block_pool", "vllm.v1.simple_kv_offload.manager")
+_HOLDERS = ("vllm.v1.core.kv_cache_utils", "vllm.v1.core.block_pool")
+# Imports the name from vLLM 0.30 on.
+_LATER_HOLDER = "vllm.v1.simple_kv_offload.manager"
 _NAME = "generate_block_hash_extra_keys"
 
 
@@ -52,6 +54,8 @@ def install() -> None:
     """
     # All of them first: a module imported after the replacement would pick it up as if it were vLLM's own.
     holders = [importlib.import_module(name) for name in _HOLDERS]
+    later = importlib.import_module(_LATER_HOLDER)
+    holders += [later] if hasattr(later, _NAME) else []
     original = getattr(holders[0], _NAME)
     if getattr(original, "adds_steering_key", False):
         return

@@ -4,26 +4,30 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-SUPPORTED_VLLM = ("0.32",)
+# The engine part (workers, schedulers, cache keys), with vLLM's offline `LLM` as well.
+SUPPORTED_VLLM = ("0.26", "0.27", "0.28", "0.29", "0.30", "0.31", "0.32")
+# The HTTP server builds on vLLM's OpenAI layer, whose modules move from version to version.
+SERVER_VLLM = ("0.32",)
 
 
 class IncompatibleVllmError(RuntimeError):
     """vLLM, or the way it is configured, is not one that steering is known to be correct with."""
 
 
-def require_version(version: str) -> None:
+def require_version(version: str, supported: Sequence[str] = SUPPORTED_VLLM) -> None:
     """Refuse a vLLM whose internals have not been checked.
 
     Args:
         version: `vllm.__version__`, for example "0.32.0" or "0.32.0+cpu".
+        supported: minor versions.
 
     Raises:
         IncompatibleVllmError: the minor version is not supported.
     """
     minor = ".".join(version.split(".")[:2])
-    if minor not in SUPPORTED_VLLM:
+    if minor not in supported:
         raise IncompatibleVllmError(
-            f"vLLM {version} is not supported; install one of: {', '.join(f'vllm=={v}.*' for v in SUPPORTED_VLLM)}."
+            f"vLLM {version} is not supported; install one of: {', '.join(f'vllm=={v}.*' for v in supported)}."
         )
 
 
@@ -56,15 +60,25 @@ def require_servable(vllm_config: Any) -> None:
     """
     parallel, speculation = vllm_config.parallel_config, vllm_config.speculative_config
     method = getattr(speculation, "method", None)
+    is_async = bool(vllm_config.scheduler_config.async_scheduling)
     refused = {
         f"--data-parallel-size {parallel.data_parallel_size}": parallel.data_parallel_size > 1,
         "--prefill-context-parallel-size": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
-        "--enable-dbo (it splits a batch behind the runner's back)": getattr(parallel, "enable_dbo", False),
-        f"--speculative-config with method {method} (only ngram is known to be right)": speculation is not None
-        and method != "ngram",
+        "--decode-context-parallel-size": getattr(parallel, "decode_context_parallel_size", 1) > 1,
+        "--enable-dbo or --ubatch-size (they split a batch behind the runner's back)": parallel.use_ubatching,
+        # vLLM allocates what travels between stages in its warm-up run, which its CPU worker skips without compilation.
+        "--pipeline-parallel-size and --enforce-eager on a CPU (vLLM's workers fail there)": (
+            parallel.pipeline_parallel_size > 1
+            and vllm_config.model_config.enforce_eager
+            and vllm_config.device_config.device_type == "cpu"
+        ),
+        f"--speculative-config with method {method} (only ngram is known to be right)": (
+            speculation is not None and method != "ngram"
+        ),
+        # Where a step begins would be an upper bound until the device corrects it.
+        "--speculative-config and --async-scheduling": speculation is not None and is_async,
         "--kv-transfer-config (connectors hash tokens without the steering)": vllm_config.kv_transfer_config
         is not None,
-        "--scheduler-cls": vllm_config.scheduler_config.scheduler_cls is not None,
         "--enable-sleep-mode (waking up loses the vectors)": vllm_config.model_config.enable_sleep_mode,
         f"--runner {vllm_config.model_config.runner_type}": vllm_config.model_config.runner_type != "generate",
     }

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Literal, get_args
 
-from server.engine.compat import require_servable, require_version
+from server.engine.compat import IncompatibleVllmError, require_servable, require_version
 from server.engine.spans import SpanTokens
 from steering_kernels import OPS_VERSION
 
@@ -72,8 +72,42 @@ def worker_cls(device_type: str) -> str:
     return f"server.engine.{name}"
 
 
+def scheduler_cls(async_scheduling: bool) -> str:
+    """Qualified name of the scheduler class."""
+    return f"server.engine.scheduler.{'SteeringAsyncScheduler' if async_scheduling else 'SteeringScheduler'}"
+
+
+def llm_arguments(settings: EngineSettings, device_type: str, *, async_scheduling: bool = False) -> dict[str, Any]:
+    """Arguments for vLLM's offline `LLM(**arguments)` that turn steering on; its workers refuse what cannot be steered.
+
+    Args:
+        settings: what the engine is told.
+        device_type: "cpu" or "cuda".
+        async_scheduling: vLLM's option of that name, which must be said, because it decides the scheduler class.
+    """
+    return {
+        "worker_cls": worker_cls(device_type),
+        "scheduler_cls": scheduler_cls(async_scheduling),
+        "async_scheduling": async_scheduling,
+        "additional_config": settings.additional_config(),
+    }
+
+
 def enable(vllm_config: Any) -> None:
     """Put steering into a finished `VllmConfig`; call before the engine is built from it.
+
+    Raises:
+        IncompatibleVllmError: this vLLM or this configuration cannot be steered; says why.
+    """
+    scheduler = vllm_config.scheduler_config
+    if scheduler.scheduler_cls is not None:
+        raise IncompatibleVllmError("Steering is not supported together with --scheduler-cls; leave that flag out.")
+    scheduler.scheduler_cls = scheduler_cls(scheduler.async_scheduling)
+    require_enabled(vllm_config)
+
+
+def require_enabled(vllm_config: Any) -> None:
+    """Refuse an engine that would not steer, or not rightly. Every worker asks, however the engine was started.
 
     Raises:
         IncompatibleVllmError: this vLLM or this configuration cannot be steered; says why.
@@ -82,6 +116,16 @@ def enable(vllm_config: Any) -> None:
 
     require_version(vllm.__version__)
     require_servable(vllm_config)
+    settings = EngineSettings.of(vllm_config)
+    if settings.spans and vllm_config.speculative_config is not None:
+        raise IncompatibleVllmError(
+            "Spans that stay unsteered are not supported together with --speculative-config; leave one of them out "
+            "(--steering-exclude none)."
+        )
     scheduler = vllm_config.scheduler_config
-    name = "SteeringAsyncScheduler" if scheduler.async_scheduling else "SteeringScheduler"
-    scheduler.scheduler_cls = f"server.engine.scheduler.{name}"
+    expected = scheduler_cls(scheduler.async_scheduling)
+    if scheduler.scheduler_cls != expected:
+        # Without it cached blocks would be shared between steered and unsteered requests.
+        raise IncompatibleVllmError(
+            f"The scheduler class is {scheduler.scheduler_cls}, expected {expected}; start with `llm_arguments`."
+        )

@@ -1,6 +1,5 @@
 """Decoder layers: found by structure, wrapped by subclassing in place."""
 
-import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +9,6 @@ from torch import Tensor, nn
 from server.engine.batch import SteeredBatch
 from server.engine.compat import IncompatibleVllmError
 from server.engine.fusion import adds_residual, forward_of, norms_after
-from steering_kernels import steer_, steer_add_rms_norm_
 
 
 class SteeredModel(NamedTuple):
@@ -22,7 +20,8 @@ class SteeredModel(NamedTuple):
 
 class _Steered(nn.Module):
     """What both wrappers hold: the runner's own tensors, whose addresses never change, which is what CUDA graphs and
-    compiled code rely on."""
+    compiled code rely on. They fit by construction, so the operators are called without `steering_kernels`' checks,
+    which cost more than an idle call."""
 
     steering_pool: Tensor
     steering_codes: Tensor
@@ -54,8 +53,14 @@ class SteeredLayer(_Steered):
                         "whether the residual stream is their sum. This architecture is not supported."
                     )
                 residual = output[1]
-        # Models on vLLM's Transformers backend have a batch dimension of 1. A view, never a copy: it is written.
-        steer_(
+        # Models on vLLM's Transformers backend have a batch dimension of 1; several streams (AltUp) would be steered by
+        # the wrong tokens' slots. A view, never a copy: it is written.
+        if hidden.dim() != 2 and hidden.shape[:-2].numel() != 1:
+            raise IncompatibleVllmError(
+                f"{type(self).__name__[len('Steered') :]} returns {hidden.dim()} dimensions {tuple(hidden.shape)}, "
+                "expected [num_tokens, hidden_size]. This architecture is not supported."
+            )
+        torch.ops.expertsteer.steer_(
             hidden.view(-1, hidden.shape[-1]),
             self.steering_pool,
             self.steering_codes,
@@ -78,7 +83,7 @@ class SteeredNorm(_Steered):
         if residual is None:
             return super().forward(x)
         norm: Any = self
-        steer_add_rms_norm_(
+        torch.ops.expertsteer.steer_add_rms_norm_(
             x,
             residual,
             norm.weight.data if getattr(norm, "has_weight", True) else None,
@@ -114,8 +119,14 @@ def find_decoder_layers(model: nn.Module, num_layers: int) -> tuple[nn.Module, d
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == num_layers and _is_layer_list(module)
     ]
+    # A list whose entries stand in an earlier list as well (Gemma 4) is another name for it.
+    distinct: dict[tuple[int, ...], tuple[str, nn.ModuleList]] = {}
+    for name, module in lists:
+        distinct.setdefault(tuple(map(id, module)), (name, module))
     outermost = [
-        (name, module) for name, module in lists if not any(name.startswith(f"{other}.") for other, _ in lists)
+        (name, module)
+        for name, module in distinct.values()
+        if not any(name.startswith(f"{other}.") for other, _ in lists)
     ]
     if len(outermost) != 1:
         found = ", ".join(name for name, _ in outermost) or "none"
@@ -172,13 +183,15 @@ def steer_model(model: nn.Module, num_layers: int, batch: SteeredBatch, *, fuse:
 
 def _become(module: nn.Module, mixin: type[_Steered], name: str, value: object) -> None:
     """Put a mixin in front of a module's class, and set what it needs to know about this module."""
-    module.__class__ = _steered_class(mixin, type(module))
+    cls = type(module)
+    if (mixin, cls) not in _classes:
+        _classes[mixin, cls] = type(f"Steered{cls.__name__}", (mixin, cls), {})
+    module.__class__ = _classes[mixin, cls]
     setattr(module, name, value)
 
 
-@functools.cache
-def _steered_class(mixin: type[_Steered], cls: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Steered{cls.__name__}", (mixin, cls), {})
+# One class for all layers of a kind, as torch.compile expects of equal layers.
+_classes: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
 
 
 def _buffers(batch: SteeredBatch, layer: int) -> Mapping[str, torch.Tensor]:

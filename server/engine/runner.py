@@ -1,5 +1,6 @@
 """Model runner V1 with steering: a mixin put in front of vLLM's own runner class."""
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -96,6 +97,8 @@ def attach(output: Any, counts: StepCounts) -> Any:
             request_id: len(tokens)
             for request_id, tokens in zip(output.req_ids, output.sampled_token_ids, strict=False)
         }
+        # A stage of a pipeline that is not the last returns one object that all steps share.
+        output = copy.copy(output)
         setattr(output, OUTPUT_ATTRIBUTE, counts.read(sampled))
         return output
     if not isinstance(output, AsyncModelRunnerOutput):
@@ -125,8 +128,8 @@ def steer_runner(runner: Any) -> None:
     cls = type(runner)
     if not isinstance(runner, GPUModelRunner):
         raise IncompatibleVllmError(
-            f"Steering works on model runner V1, this worker has {cls.__module__}.{cls.__qualname__}; "
-            "set VLLM_USE_V2_MODEL_RUNNER=0."
+            f"Steering works on vLLM's model runners for GPUs and CPUs, this worker has {cls.__module__}."
+            f"{cls.__qualname__}."
         )
     require_signature(cls._update_states, ("self", "scheduler_output"))
     require_signature(cls._prepare_inputs, ("self", "scheduler_output", "num_scheduled_tokens"))

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from server.engine.batch import SteeredBatch
+from server.engine.config import require_enabled
 from server.engine.program import Program, checksum
 from server.engine.runner import steer_runner
+from server.engine.runner_v2 import steer_runner_v2
 from steering_kernels import backends
 
 
@@ -19,8 +21,13 @@ class SteeringWorker:
 
     def init_device(self) -> None:
         """Create the model runner, then give it steering before it loads the model."""
+        worker: Any = self
+        require_enabled(worker.vllm_config)
         super().init_device()  # type: ignore[misc]
-        steer_runner(self.model_runner)  # type: ignore[attr-defined]
+        if worker.use_v2_model_runner:
+            steer_runner_v2(worker.model_runner)
+        else:
+            steer_runner(worker.model_runner)
 
     @property
     def _batch(self) -> SteeredBatch:

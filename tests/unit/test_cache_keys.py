@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from server.engine.cache_keys import _HOLDERS, _NAME, steering_block_key
+from server.engine.cache_keys import _HOLDERS, _LATER_HOLDER, _NAME, steering_block_key
 from server.engine.plan import RequestPlan
 from server.engine.steering import ScopeName, Steering, Term, scope_range
 
@@ -94,7 +94,10 @@ def test_holders_are_all_modules_that_use_the_name() -> None:
     assert spec is not None and spec.submodule_search_locations
     root = Path(spec.submodule_search_locations[0])
     found = {path for path in root.rglob("*.py") if _NAME in path.read_text(errors="replace")}
-    assert {".".join(("vllm", *path.relative_to(root).with_suffix("").parts)) for path in found} == set(_HOLDERS)
+    assert {".".join(("vllm", *path.relative_to(root).with_suffix("").parts)) for path in found} == {
+        *_HOLDERS,
+        _LATER_HOLDER,
+    }
 
 
 # In a process of its own, because `install` changes vLLM's modules.

@@ -119,6 +119,12 @@ class TestFinding:
         with pytest.raises(IncompatibleVllmError, match=r"found model\.layers, vision\. This architecture"):
             find_decoder_layers(Model(*blocks(), vision=nn.ModuleList(blocks())), NUM_LAYERS)
 
+    def test_two_names_for_one_list(self) -> None:
+        model = Model(*blocks())
+        model.second = nn.Module()
+        model.second.same = nn.ModuleList(model.model.layers)
+        assert is_found(model)
+
     def test_names_that_only_look_nested(self) -> None:
         """`layers_extra` is not inside `layers`."""
         model = nn.Module()
@@ -148,6 +154,40 @@ def run_with(batch: SteeredBatch, *step: Scheduled, strength: float = -2.0) -> N
     params = SimpleNamespace(extra_args=Steering("r", (Term("a", strength, "all"),)).to_extra_args())
     batch.add("r", params, 1)
     batch.fill(step, lambda index: ())
+
+
+class Batched(Block):
+    """Like a layer of vLLM's Transformers backend: [1, num_tokens, hidden_size] in and out."""
+
+    def forward(self, hidden: Tensor, residual: Tensor | None = None) -> Any:
+        return (hidden[0] + self.mlp(self.attention(hidden[0])))[None]
+
+
+class Streams(Block):
+    """Several streams of the same tokens."""
+
+    def forward(self, hidden: Tensor, residual: Tensor | None = None) -> Any:
+        return hidden.expand(2, *hidden.shape[-2:]).clone()
+
+
+@torch.no_grad()
+def test_a_batch_dimension_of_1() -> None:
+    model = Model(*(Batched() for _ in range(NUM_LAYERS)))
+    batch, _ = wrapped(model)
+    hidden = torch.randn(1, 3, SIZE)
+    unsteered = model(hidden.clone())
+    run_with(batch, Scheduled("other", 0, 1), Scheduled("r", 0, 1))
+    steered = model(hidden.clone())
+    assert torch.equal(steered[0, [0, 2]], unsteered[0, [0, 2]])
+    assert not torch.allclose(steered[0, 1], unsteered[0, 1])
+
+
+@torch.no_grad()
+def test_several_streams_are_refused() -> None:
+    model = Model(*(Streams() for _ in range(NUM_LAYERS)))
+    wrapped(model)
+    with pytest.raises(IncompatibleVllmError, match=r"Streams returns 3 dimensions \(2, 3, 4\), expected"):
+        model(torch.randn(3, SIZE))
 
 
 @torch.no_grad()
