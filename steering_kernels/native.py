@@ -2,11 +2,9 @@
 
 import ctypes
 import functools
-import hashlib
 import logging
 import os
 import platform
-import secrets
 import shutil
 import struct
 import subprocess
@@ -15,9 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from steering_kernels import build
+
 _SOURCE = Path(__file__).with_name("csrc") / "steer_cpu.cpp"
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
-_BUILD_TIMEOUT_S = 120
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 # `Call` of the source: nine pointers, eleven integers, two floats. One packed argument costs a third of 22 arguments.
 _PACK = struct.Struct("@20q2d").pack
@@ -136,28 +135,15 @@ def _build() -> Path:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         raise FileNotFoundError("no C++ compiler found; install g++ or set CXX")
-    sources = [path.read_text() for path in (*sorted(_SOURCE.parent.glob("*.h")), _SOURCE)]
-    # -march=native: a library built on one processor may not run on another that shares the home folder.
-    parts = [*sources, *_FLAGS, *_torch_openmp(), compiler, _processor()]
-    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "expertsteer"
-    built = cache / f"steer_cpu-{key}.so"
-    if not built.exists():
-        _compile(compiler, built)
-    return built
-
-
-def _compile(compiler: str, built: Path) -> None:
-    built.parent.mkdir(parents=True, exist_ok=True)
-    temporary = built.with_name(f".{secrets.token_hex(8)}.so")
-    # As needed: the compiler's own OpenMP library is linked only where torch does not bring one.
-    command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(temporary), "-Wl,--as-needed", *_torch_openmp()]
-    try:
-        subprocess.run(command, text=True, check=True, capture_output=True, timeout=_BUILD_TIMEOUT_S)
-        # Several ranks may build at once; each puts a complete file in place.
-        temporary.replace(built)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return build.shared_library(
+        "steer_cpu",
+        [compiler, *_FLAGS],
+        [_SOURCE, *sorted(_SOURCE.parent.glob("*.h"))],
+        # -march=native: a library built on one processor may not run on another that shares the home folder.
+        [_processor()],
+        # As needed: the compiler's own OpenMP library is linked only where torch does not bring one.
+        ["-Wl,--as-needed", *_torch_openmp()],
+    )
 
 
 def _torch_openmp() -> list[str]:

@@ -5,6 +5,7 @@ configuration like the worker class, so engine core imports this module or does 
 plugin that fails.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -14,6 +15,7 @@ from server.engine import cache_keys
 from server.engine.compat import require_signature
 from server.engine.receipts import TOKENS_HEADER
 from server.engine.runner import OUTPUT_ATTRIBUTE
+from server.engine.steering import END, Steering
 
 
 class _SteeringScheduler:
@@ -25,16 +27,36 @@ class _SteeringScheduler:
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Pass the workers' token counts on with the outputs of the requests they belong to."""
+        counts = getattr(model_runner_output, OUTPUT_ATTRIBUTE, None) or {}
+        # Before vLLM forgets the requests that end with this step.
+        requests = {request_id: self.requests.get(request_id) for request_id in counts}  # type: ignore[attr-defined]
         outputs = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
-        counts = getattr(model_runner_output, OUTPUT_ATTRIBUTE, None)
-        if counts:
-            for client_outputs in outputs.values():
-                for output in client_outputs.outputs:
-                    if output.request_id in counts:
-                        steering_id, tokens = counts[output.request_id]
-                        headers = {TOKENS_HEADER: f"{steering_id}:{','.join(map(str, tokens))}"}
-                        output.trace_headers = {**(output.trace_headers or {}), **headers}
+        for client_outputs in outputs.values():
+            for output in client_outputs.outputs:
+                if output.request_id in counts:
+                    steering_id, tokens = counts[output.request_id]
+                    sampled = model_runner_output.sampled_token_ids[
+                        model_runner_output.req_id_to_index[output.request_id]
+                    ]
+                    tokens = _without(len(sampled) - len(output.new_token_ids), tokens, requests[output.request_id])
+                    headers = {TOKENS_HEADER: f"{steering_id}:{','.join(map(str, tokens))}"}
+                    output.trace_headers = {**(output.trace_headers or {}), **headers}
         return outputs
+
+
+def _without(num_surplus: int, tokens: Sequence[int], request: Any) -> Sequence[int]:
+    """Counts without accepted drafts behind the end of the answer, which only the scheduler knows.
+
+    Args:
+        num_surplus: how many the scheduler took off.
+        tokens: tokens steered by term.
+        request: vLLM's `Request`.
+    """
+    steering = Steering.from_sampling_params(request.sampling_params) if request is not None else None
+    if num_surplus <= 0 or steering is None:
+        return tokens
+    ends = [term.positions(request.num_prompt_tokens).stop for term in steering.terms]
+    return [count - num_surplus if end == END else count for count, end in zip(tokens, ends, strict=True)]
 
 
 class SteeringScheduler(_SteeringScheduler, Scheduler):

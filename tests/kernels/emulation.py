@@ -24,8 +24,10 @@ def compiler() -> str | None:
 def library() -> Path:
     command = compiler()
     assert command is not None, "tests that need it are skipped without a compiler"
-    sources = [_CSRC / "steer_cuda.cu", *_CSRC.glob("*.cuh"), _CSRC / "steer_math.h", *_HEADERS.glob("*.h")]
-    return build.shared_library("steer_cuda_on_host", [command, *_FLAGS, "-I", str(_HEADERS), "-x", "c++"], sources)
+    headers = [*sorted(_CSRC.glob("*.cuh")), _CSRC / "steer_math.h", *sorted(_HEADERS.glob("*.h"))]
+    return build.shared_library(
+        "steer_cuda_on_host", [command, *_FLAGS, "-I", str(_HEADERS), "-x", "c++"], [_CSRC / "steer_cuda.cu", *headers]
+    )
 
 
 @functools.cache

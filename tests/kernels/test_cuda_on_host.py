@@ -3,7 +3,7 @@
 import emulation
 import pytest
 import torch
-from cases import FORMS, Case, bits, make_case
+from cases import FORMS, WRITES, Case, bits, make_case
 from oracle import TOLERANCES, check
 from samples import EVERY_KIND, SLOTS
 from torch import Tensor
@@ -99,7 +99,7 @@ def test_more_tokens_than_one_look_at_the_slots(hidden_size: int, kernels: Kerne
     case = make_case(SLOTS, slot_ids, hidden_size)
     before = case.clone()
     case.run(kernels, "in place")
-    steered = before.hidden + before.strengths[:20000, None] * before.pool[W]
+    steered = before.hidden + before.strengths[:20000, None] * before.pool[WRITES[0]]
     expected = torch.where(slot_ids[:, None] >= 0, steered, before.hidden)
     torch.testing.assert_close(case.hidden, expected, rtol=1e-6, atol=1e-6)
     assert torch.equal(bits(case.hidden[slot_ids < 0]), bits(before.hidden[slot_ids < 0]))
