@@ -80,35 +80,55 @@ def _weight_offset(norm: Any) -> float | None:
 
 
 def adds_residual(forward: ast.FunctionDef | None) -> bool | None:
-    """Whether a layer that is given (hidden_states, residual) takes their sum for the residual stream.
+    """Whether the residual stream after a layer that returns (hidden_states, residual) is their sum.
 
-    It does if it reads `residual` before it assigns it. None where the source does not tell.
+    It is if the layer reads the `residual` that it is given before it assigns it, and it is not if the layer is given
+    nothing but hidden_states. None where the source does not tell.
     """
-    if forward is None or "residual" not in {argument.arg for argument in forward.args.args}:
+    if forward is None:
         return None
+    names = {argument.arg for argument in (*forward.args.args, *forward.args.kwonlyargs)}
+    if "residual" not in names:
+        return False if names <= {"self", "positions", "hidden_states"} and not forward.args.vararg else None
     for statement in forward.body:
-        names = [node for node in ast.walk(statement) if isinstance(node, ast.Name) and node.id == "residual"]
-        if names:
-            return any(isinstance(name.ctx, ast.Load) for name in names)
+        uses = [node for node in ast.walk(statement) if isinstance(node, ast.Name) and node.id == "residual"]
+        if uses:
+            return any(isinstance(use.ctx, ast.Load) for use in uses)
     return None
 
 
 def forward_of(module: nn.Module) -> ast.FunctionDef | None:
-    """Syntax tree of a module's `forward`; None where there is no source."""
-    forward: Callable[..., Any] = inspect.unwrap(type(module).forward)
+    """Syntax tree of a module's `forward`; None where there is no source.
+
+    Of one that does nothing but call `super().forward(...)`, as Mistral's, the one that it calls.
+    """
+    for cls in type(module).__mro__:
+        if "forward" in vars(cls):
+            function = _parsed(vars(cls)["forward"])
+            if function is None or not _only_calls_super(function):
+                return function
+    return None
+
+
+def _parsed(function: Callable[..., Any]) -> ast.FunctionDef | None:
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(forward)))
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
     except (OSError, TypeError, SyntaxError):
         return None
-    function = tree.body[0]
-    return function if isinstance(function, ast.FunctionDef) else None
+    return tree.body[0] if isinstance(tree.body[0], ast.FunctionDef) else None
+
+
+def _only_calls_super(function: ast.FunctionDef) -> bool:
+    body = _without_docstring(function)
+    value = body[0].value if len(body) == 1 and isinstance(body[0], ast.Return) else None
+    return isinstance(value, ast.Call) and ast.unparse(value.func) == "super().forward"
 
 
 def _first_norm(forward: ast.FunctionDef | None) -> str | None:
     """Name of the norm with which a layer begins, in both branches of `if residual is None`."""
     if forward is None:
         return None
-    body = [statement for statement in forward.body if not _is_docstring(statement)]
+    body = _without_docstring(forward)
     first = body[0] if body else None
     if not isinstance(first, ast.If) or ast.unparse(first.test) != "residual is None":
         return None
@@ -175,5 +195,7 @@ def _assigned(node: ast.AST) -> Iterator[str]:
         yield node.id
 
 
-def _is_docstring(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+def _without_docstring(function: ast.FunctionDef) -> list[ast.stmt]:
+    first = function.body[0]
+    is_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    return function.body[1:] if is_docstring else function.body

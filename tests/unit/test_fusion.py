@@ -12,15 +12,13 @@ from server.engine.fusion import norms_after
 TIMEOUT_S = 180
 # A process of its own, because importing vLLM's models changes the one that does it.
 DRIVER = """
-import ast, importlib, inspect, json, sys, textwrap
+import importlib, json, sys
 from server.engine import fusion
 
 found = {}
 for name, layer, model in json.loads(sys.argv[1]):
     module = importlib.import_module(f"vllm.model_executor.models.{name}")
-    def tree(cls):
-        return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(getattr(module, cls).forward)))).body[0]
-    of_layer, of_model = tree(layer), tree(model)
+    of_layer, of_model = (fusion.forward_of(object.__new__(getattr(module, cls))) for cls in (layer, model))
     found[name] = [
         fusion._passes_stream_on(of_model), fusion._returns_stream(of_layer), fusion._first_norm(of_layer),
         fusion._last_norm(of_model), fusion.adds_residual(of_layer),
@@ -36,6 +34,8 @@ def test_models_of_vllm(vllm_environment: dict[str, str]) -> None:
         ("qwen2", "Qwen2DecoderLayer", "Qwen2Model"),
         ("gemma2", "Gemma2DecoderLayer", "Gemma2Model"),
         ("mixtral", "MixtralDecoderLayer", "MixtralModel"),
+        ("mistral", "MistralDecoderLayer", "MistralModel"),
+        ("stablelm", "StablelmDecoderLayer", "StableLMEpochModel"),
         ("gpt2", "GPT2Block", "GPT2Model"),
         ("phimoe", "PhiMoEDecoderLayer", "PhiMoEModel"),
     ]
@@ -49,11 +49,11 @@ def test_models_of_vllm(vllm_environment: dict[str, str]) -> None:
     )
     assert result.returncode == 0, result.stderr[-4000:]
     found = json.loads(result.stdout.splitlines()[-1])
-    assert {name: found[name] for name in ("llama", "qwen2", "gemma2", "mixtral")} == dict.fromkeys(
-        ("llama", "qwen2", "gemma2", "mixtral"), FUSED
-    )
-    assert found["gpt2"][2] is None and found["gpt2"][4] is None
+    fused = ("llama", "qwen2", "gemma2", "mixtral", "mistral")
+    assert {name: found[name] for name in fused} == dict.fromkeys(fused, FUSED)
+    assert found["gpt2"][2] is None
     assert found["phimoe"][2] is None, "its norms are LayerNorms that add nothing"
+    assert found["stablelm"][4] is False, "its layers take and give the stream, and return a residual beside it"
     assert found["phimoe"][4] is False, "its layers return the stream and a residual that nobody reads"
 
 
