@@ -111,6 +111,8 @@ class SteeredBatch:
         self.gates = torch.zeros(sizes.max_num_tokens, NUM_GATES, device=device)
         self.plans: dict[str, RequestPlan] = {}
         self._spans = SpanTable(spans or {}, sizes.max_num_reqs, device)
+        # Requests whose gates depend on token ids.
+        self._triggered: set[str] = set()
         self._free_states = list(range(sizes.max_num_reqs))
         # Of requests with spans: row in the table of states, and the position that it stands at.
         self._states: dict[str, tuple[int, int]] = {}
@@ -130,10 +132,13 @@ class SteeredBatch:
             return
         if request_id not in self.plans:
             self.plans[request_id] = RequestPlan(steering, num_prompt_tokens)
+            if any(self.pool[term.bundle].program.triggers for term in steering.terms):
+                self._triggered.add(request_id)
 
     def remove(self, request_id: str) -> None:
         """Forget a request; unknown ids are ignored."""
         self.plans.pop(request_id, None)
+        self._triggered.discard(request_id)
         if (state := self._states.pop(request_id, None)) is not None:
             self._free_states.append(state[0])
 
@@ -152,15 +157,25 @@ class SteeredBatch:
             table.publish(0)
             return
         first = num_tokens = 0
+        # Decode steps are most of the tokens of most batches: looked up one by one, written all at once.
+        places, slots, strengths = [], [], []
         for index, tokens in enumerate(step):
             plan = self.plans.get(tokens.request_id)
-            if plan is not None and plan.has_spans:
+            if plan is None:
+                pass
+            elif tokens.num_tokens == 1 and (variant := plan.advance_by_one(tokens.start)) is not None:
+                places.append(first)
+                slots.append(self.slots.slot_of(variant.key, self._keys_in_step))
+                strengths.append(variant.strength)
+                num_tokens = first + 1
+            elif plan.has_spans:
                 self._fill_spans(plan, tokens, first, partial(text_before, index))
                 num_tokens = first + tokens.num_tokens
-            elif plan is not None:
+            else:
                 plan.advance(tokens.start + tokens.num_tokens - tokens.num_drafts)
                 num_tokens = self._fill_plain(plan, tokens, first) or num_tokens
             first += tokens.num_tokens
+        table.host_slot_ids[places], table.host_strengths[places] = slots, strengths
         table.publish(num_tokens)
 
     def _fill_plain(self, plan: RequestPlan, tokens: Scheduled, first: int) -> int:
@@ -215,7 +230,7 @@ class SteeredBatch:
             step = builder.build().to(self._device)
             counts = self._spans.apply_(step, input_ids, self.tokens.slot_ids, self.tokens.strengths)
             self._pending = _to_host(counts[1:], owners)
-        if any(self.pool[bundle].program.triggers for plan in self._plans_in_step() for bundle in plan.bundles):
+        if self._has_triggers(self._step):
             count = min(input_ids.shape[0], self.gates.shape[0])
             self.slots.triggers.set_gates_(self.gates[:count], self.tokens.slot_ids[:count], input_ids[:count])
 
@@ -225,6 +240,9 @@ class SteeredBatch:
             return None
         scheduled = {tokens.request_id: tokens for tokens in self._step}
         return StepCounts({key: self.plans[key] for key in scheduled if key in self.plans}, scheduled, self._pending)
+
+    def _has_triggers(self, step: Sequence[Scheduled]) -> bool:
+        return not self._triggered.isdisjoint(tokens.request_id for tokens in step)
 
     def _plans_in_step(self) -> Iterable[RequestPlan]:
         return (self.plans[tokens.request_id] for tokens in self._step)

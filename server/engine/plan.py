@@ -39,18 +39,19 @@ class RequestPlan:
     Attributes:
         steering_id: id under which the count is reported.
         segments: in order of position; tokens in none are unsteered.
-        bundles: digests that it uses.
         has_spans: whether what a token gets depends on the tokens before it.
+        steady: the segment that goes on for ever and holds most decode steps; None where there is none.
         tokens_steered: positions steered so far by each term, each counted once. Cached prompt tokens count, because
             their KV was made under the same steering; recomputation after a preemption does not count again.
     """
 
     def __init__(self, steering: Steering, num_prompt_tokens: int) -> None:
         self.steering_id = steering.request_id
-        self.bundles = frozenset(term.bundle for term in steering.terms)
         self.has_spans = any(term.spans for term in steering.terms)
         ranges = [term.positions(num_prompt_tokens) for term in steering.terms]
         self.segments = tuple(_segments(steering.terms, ranges))
+        is_endless = bool(self.segments) and self.segments[-1].stop == END
+        self.steady = self.segments[-1] if is_endless and not self.has_spans else None
         self.tokens_steered = [0] * len(ranges)
         self._num_seen = 0
 
@@ -65,6 +66,16 @@ class RequestPlan:
         first = self.see(stop)
         for segment in self.segments:
             self.count(segment.variants[0], max(0, min(stop, segment.stop) - max(first, segment.start)))
+
+    def advance_by_one(self, position: int) -> Variant | None:
+        """Count one token and say what it gets, where that is quick: a decode step. None where it is not."""
+        if self.steady is None or position < self.steady.start or position != self._num_seen:
+            return None
+        self._num_seen = position + 1
+        variant = self.steady.variants[0]
+        for term in variant.terms:
+            self.tokens_steered[term] += 1
+        return variant
 
     def see(self, stop: int) -> int:
         """Take the positions up to `stop` (exclusive) as counted; returns the first that was not counted before."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from server.engine.entries import Entries
 from server.engine.program import Program
 
 
@@ -18,10 +19,12 @@ class Resident:
     Attributes:
         program: what the bundle does.
         places: pool row of each of the program's rows.
+        entries: its steps as they stand in the operation table.
     """
 
     program: Program
     places: tuple[int, ...]
+    entries: Entries
 
 
 class RowPool:
@@ -66,7 +69,7 @@ class RowPool:
         places = tuple(self._free.pop(0) for _ in range(rows.shape[0]))
         if places:
             self.rows[list(places)] = cast
-        self._residents[bundle] = Resident(program, places)
+        self._residents[bundle] = Resident(program, places, Entries.of(program, places))
 
     def unload(self, bundle: str) -> None:
         """Give a bundle's rows back; the caller makes sure that no request uses it."""

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable
+from itertools import repeat
 from typing import Any
 
 from server.engine.batch import Scheduled, Sizes, SteeredBatch, StepCounts
@@ -41,15 +42,12 @@ class SteeringRunner:
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
         batch: Any = self.input_batch  # type: ignore[attr-defined]
         drafts = scheduler_output.scheduled_spec_decode_tokens
-        step = [
-            Scheduled(
-                request_id,
-                int(batch.num_computed_tokens_cpu[index]),
-                int(num_scheduled_tokens[index]),
-                len(drafts.get(request_id, ())),
-            )
-            for index, request_id in enumerate(batch.req_ids)
-        ]
+        step: list[Scheduled] = []
+        if self.steering.plans:
+            # Plain integers at once: one by one they cost more than everything else here.
+            starts = batch.num_computed_tokens_cpu[: len(batch.req_ids)].tolist()
+            num_drafts = (len(drafts.get(request_id, ())) for request_id in batch.req_ids) if drafts else repeat(0)
+            step = list(map(Scheduled, batch.req_ids, starts, num_scheduled_tokens.tolist(), num_drafts))
 
         def text_before(index: int) -> Iterable[int]:
             tokens: Iterable[int] = batch.token_ids_cpu[index, : step[index].start].tolist()

@@ -33,6 +33,7 @@ class _SteeringScheduler:
         outputs = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
         for client_outputs in outputs.values():
             for output in client_outputs.outputs:
+                # With every output, because an answer may end where only the API process sees it: at a stop string.
                 if output.request_id in counts:
                     steering_id, tokens = counts[output.request_id]
                     sampled = model_runner_output.sampled_token_ids[

@@ -3,12 +3,12 @@
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 
+import numpy as np
 import torch
 
-from server.engine.program import Step
-from server.engine.row_pool import Resident, RowPool
+from server.engine.row_pool import RowPool
 from server.engine.triggers import TriggerTable
-from steering_kernels import CODE_WIDTH, MAX_OPS, NUM_GATES, PARAM_WIDTH, Code, Param
+from steering_kernels import CODE_WIDTH, MAX_OPS, NUM_GATES, PARAM_WIDTH, Param
 
 # What a slot applies: (bundle digest, factor) in order.
 SlotKey = tuple[tuple[str, float], ...]
@@ -61,55 +61,25 @@ class SlotTable:
 
     def _write(self, slot: int, key: SlotKey) -> None:
         num_layers = self.codes.shape[0]
-        codes = torch.zeros(num_layers, MAX_OPS, CODE_WIDTH, dtype=torch.int32)
-        params = torch.zeros(num_layers, MAX_OPS, PARAM_WIDTH)
-        filled = [0] * num_layers
+        codes = np.zeros((num_layers, MAX_OPS, CODE_WIDTH), dtype=np.int32)
+        params = np.zeros((num_layers, MAX_OPS, PARAM_WIDTH), dtype=np.float32)
+        filled = np.zeros(num_layers, dtype=np.int64)
         first_gate = 0
         gates: dict[int, tuple[int, ...]] = {}
         for bundle, factor in key:
             resident = self._pool[bundle]
-            for step in resident.program.steps:
-                _write_entry(codes, params, filled, step, resident, factor, first_gate)
+            entries = resident.entries
+            indices = filled[entries.layers] + entries.indices
+            # An index over MAX_OPS raises: the API has checked that the interventions of a request fit.
+            codes[entries.layers, indices] = entries.codes_with(first_gate)
+            params[entries.layers, indices, Param.A :] = entries.params
+            params[entries.layers, indices, Param.SCALE] = factor
+            np.add.at(filled, entries.layers, 1)
             gates |= {first_gate + gate: tokens for gate, tokens in resident.program.triggers.items()}
             first_gate += resident.program.num_gates
         assert first_gate <= NUM_GATES
         # On the compute stream and therefore after the steps that still read the slot's old content. The sources are
         # pageable and of this call alone: the copies have left them when they return.
-        self.codes[:, slot].copy_(codes)
-        self.params[:, slot].copy_(params)
+        self.codes[:, slot].copy_(torch.from_numpy(codes))
+        self.params[:, slot].copy_(torch.from_numpy(params))
         self.triggers.assign(slot, gates)
-
-
-def _write_entry(
-    codes: torch.Tensor,
-    params: torch.Tensor,
-    filled: list[int],
-    step: Step,
-    resident: Resident,
-    factor: float,
-    first_gate: int,
-) -> None:
-    def place(row: int) -> int:
-        return resident.places[row] if row >= 0 else -1
-
-    def gate(number: int) -> int:
-        return first_gate + number if number >= 0 else -1
-
-    index = filled[step.layer]
-    assert index < MAX_OPS
-    code, param = codes[step.layer, index], params[step.layer, index]
-    values = {
-        Code.KIND: step.kind,
-        Code.READ: place(step.read),
-        Code.WRITE: place(step.write),
-        Code.READ2: place(step.read2),
-        Code.WRITE2: place(step.write2),
-        Code.GATE: gate(step.gate),
-        Code.GATE_OUT: gate(step.gate_out),
-        Code.FLAGS: step.flags,
-    }
-    for column, value in values.items():
-        code[column] = int(value)
-    for parameter, number in ((Param.SCALE, factor), (Param.A, step.a), (Param.B, step.b), (Param.C, step.c)):
-        param[parameter] = number
-    filled[step.layer] += 1
