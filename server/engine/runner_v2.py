@@ -1,6 +1,7 @@
 """Model runner V2 with steering: a mixin put in front of vLLM's own runner class."""
 
 from collections.abc import Iterable
+from itertools import repeat
 from typing import Any
 
 from server.engine.batch import Scheduled, SteeredBatch
@@ -47,15 +48,10 @@ class SteeringRunnerV2:
         """vLLM's `InputBatch`, with what each of its tokens gets on its way to the device."""
         batch: Any = super().prepare_inputs(scheduler_output, *args, **kwargs)  # type: ignore[misc]
         drafts = batch.num_draft_tokens_per_req
-        step = [
-            Scheduled(
-                request_id,
-                int(batch.num_computed_tokens_np[index]),
-                int(batch.num_scheduled_tokens[index]),
-                0 if drafts is None else int(drafts[index]),
-            )
-            for index, request_id in enumerate(batch.req_ids)
-        ]
+        step: list[Scheduled] = []
+        if self.steering.plans:
+            starts, counts = batch.num_computed_tokens_np.tolist(), batch.num_scheduled_tokens.tolist()
+            step = list(map(Scheduled, batch.req_ids, starts, counts, repeat(0) if drafts is None else drafts.tolist()))
 
         def text_before(index: int) -> Iterable[int]:
             # Waits for the device, which alone knows all tokens; asked for only where a request begins anew.

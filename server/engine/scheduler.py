@@ -28,18 +28,21 @@ class _SteeringScheduler:
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Pass the workers' token counts on with the outputs of the requests they belong to."""
         counts = getattr(model_runner_output, OUTPUT_ATTRIBUTE, None) or {}
-        # Before vLLM forgets the requests that end with this step.
+        # Before vLLM forgets the requests that end with this step, and cuts off what they got behind their end.
         requests = {request_id: self.requests.get(request_id) for request_id in counts}  # type: ignore[attr-defined]
+        num_sampled = {
+            request_id: len(model_runner_output.sampled_token_ids[model_runner_output.req_id_to_index[request_id]])
+            for request_id in counts
+            if model_runner_output.sampled_token_ids
+        }
         outputs = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
         for client_outputs in outputs.values():
             for output in client_outputs.outputs:
                 # With every output, because an answer may end where only the API process sees it: at a stop string.
                 if output.request_id in counts:
                     steering_id, tokens = counts[output.request_id]
-                    sampled = model_runner_output.sampled_token_ids[
-                        model_runner_output.req_id_to_index[output.request_id]
-                    ]
-                    tokens = _without(len(sampled) - len(output.new_token_ids), tokens, requests[output.request_id])
+                    surplus = num_sampled.get(output.request_id, 0) - len(output.new_token_ids)
+                    tokens = _without(surplus, tokens, requests[output.request_id])
                     headers = {TOKENS_HEADER: f"{steering_id}:{','.join(map(str, tokens))}"}
                     output.trace_headers = {**(output.trace_headers or {}), **headers}
         return outputs
@@ -53,8 +56,8 @@ def _without(num_surplus: int, tokens: Sequence[int], request: Any) -> Sequence[
         tokens: tokens steered by term.
         request: vLLM's `Request`.
     """
-    steering = Steering.from_sampling_params(request.sampling_params) if request is not None else None
-    if num_surplus <= 0 or steering is None:
+    steering = Steering.from_sampling_params(request.sampling_params) if num_surplus > 0 else None
+    if steering is None:
         return tokens
     ends = [term.positions(request.num_prompt_tokens).stop for term in steering.terms]
     return [count - num_surplus if end == END else count for count, end in zip(tokens, ends, strict=True)]
