@@ -83,7 +83,7 @@ class SteeringSettings:
             type=_positive,
             default=DEFAULT_ROWS,
             metavar="N",
-            help="Steering vectors that fit on the device at once (default: %(default)s).",
+            help="Vectors that interventions read or write, that fit on the device at once (default: %(default)s).",
         )
         group.add_argument(
             "--steering-fingerprint",

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from artifacts.bundle import MAX_HEADER_BYTES
-from artifacts.manifest import ModelIdentity
+from artifacts.manifest import ModelIdentity, Trigger
 
 pytestmark = pytest.mark.engine
 
@@ -207,13 +207,12 @@ def test_profile_name_with_an_at_sign(serve: Callable[..., Ending], make_bundle:
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--pipeline-parallel-size", "2"], "--pipeline-parallel-size 2"),
+        (["--pipeline-parallel-size", "2", "--enforce-eager"], "--pipeline-parallel-size and --enforce-eager on a CPU"),
         (["--data-parallel-size", "2"], "--data-parallel-size 2"),
         (["--api-server-count", "2"], "--api-server-count"),
-        (["--enable-lora"], "--enable-lora"),
         (
-            ["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}'],
-            "--speculative-config",
+            ["--speculative-config", '{"method": "ngram_gpu", "num_speculative_tokens": 2, "prompt_lookup_max": 2}'],
+            "--speculative-config with method ngram_gpu",
         ),
         (["--headless"], "--headless"),
         (["--worker-cls", "vllm.v1.worker.cpu_worker.CPUWorker"], "--worker-cls"),
@@ -227,6 +226,67 @@ def test_profile_name_with_an_at_sign(serve: Callable[..., Ending], make_bundle:
 )
 def test_engine_that_cannot_be_steered(serve: Callable[..., Ending], flags: list[str], named: str) -> None:
     assert_refused(serve(*flags), named, "Steering is not supported together with")
+
+
+NGRAM = '{"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}'
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            ["--steering-exclude", "reasoning"],
+            ["'good' leaves reasoning unsteered", "--steering-span reasoning=OPEN,CLOSE"],
+        ),
+        (
+            ["--steering-exclude", "good=tool_calls", "--tool-call-parser", "hermes", "--enable-auto-tool-choice"],
+            ["Span tool_calls: '<tool_call>' is not a single token", "--steering-span tool_calls=OPEN,CLOSE"],
+        ),
+        (
+            ["--steering-exclude", "reasoning", "--steering-span", "reasoning=<|user|>,<|user|>"],
+            ["'<|user|>' cannot both open and close it"],
+        ),
+        (["--steering-exclude", "other=reasoning"], ["names profile 'other'", "served: good"]),
+        (
+            [
+                *("--steering-exclude", "reasoning", "--steering-span", "reasoning=<|user|>,<|end|>"),
+                *("--speculative-config", NGRAM),
+            ],
+            ["Spans that stay unsteered are not supported together with --speculative-config"],
+        ),
+    ],
+    ids=["unknown delimiters", "parser's delimiters", "one delimiter", "unknown profile", "speculation"],
+)
+def test_spans_that_cannot_be_left_out(
+    serve: Callable[..., Ending], make_bundle: Callable[..., Path], flags: list[str], words: list[str]
+) -> None:
+    assert_refused(serve("--steering-bundle", str(make_bundle("good", [0], 9)), *flags), *words)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--steering-exclude", "thinking"],
+        ["--steering-exclude", "a=reasoning,"],
+        ["--steering-span", "reasoning"],
+        ["--steering-span", "reasoning=<think>"],
+        ["--steering-span", "structured_output=a,b"],
+        ["--steering-fusion", "sometimes"],
+    ],
+    ids=lambda flags: flags[1],
+)
+def test_flags_that_make_no_sense(serve: Callable[..., Ending], flags: list[str]) -> None:
+    ending = serve(*flags)
+    assert ending.status == 2
+    assert f"argument {flags[0]}:" in ending.stderr.splitlines()[-1]
+
+
+def test_a_trigger_that_no_token_fits(
+    serve: Callable[..., Ending], make_bundle: Callable[..., Path], kind_examples: dict[str, dict[str, Any]]
+) -> None:
+    trigger = {"rare": Trigger(text_contains="xyzzy")}
+    path = make_bundle("waiting", [0], 9, [kind_examples["add"] | {"gate": "rare"}], triggers=trigger)
+    assert_refused(serve("--steering-bundle", str(path)), "Trigger 'rare' asks for tokens that contain 'xyzzy'")
 
 
 def test_rust_front_end(vllm_environment: dict[str, str], target: Path) -> None:
