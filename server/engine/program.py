@@ -1,7 +1,7 @@
 """What a bundle makes the engine do: pool rows and the steps that use them, as plain data that travels in an RPC."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -60,6 +60,23 @@ class Program:
     def layers(self) -> list[int]:
         """Layer of every step, sorted."""
         return sorted(step.layer for step in self.steps)
+
+    def require_gates_within(self, layers: Collection[int]) -> None:
+        """Refuse a condition and what waits for it in different stages of a pipeline: a gate does not travel.
+
+        Args:
+            layers: those that one stage runs.
+
+        Raises:
+            ValueError: names the layers.
+        """
+        for gate in {step.gate_out for step in self.steps if step.gate_out >= 0}:
+            places = {step.layer for step in self.steps if gate in (step.gate, step.gate_out)}
+            if 0 < len(places.intersection(layers)) < len(places):
+                raise ValueError(
+                    f"a condition and the interventions that wait for it, at layers {sorted(places)}, are in different "
+                    "stages of the pipeline; use fewer stages"
+                )
 
     def to_wire(self) -> tuple[dict[str, Any], bytes]:
         """Plain data and the rows' bytes (fp32, C order, little endian)."""

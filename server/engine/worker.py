@@ -10,6 +10,7 @@ from typing import Any
 
 from server.engine.batch import SteeredBatch
 from server.engine.config import require_enabled
+from server.engine.layers import SteeredModel
 from server.engine.program import Program, checksum
 from server.engine.runner import steer_runner
 from server.engine.runner_v2 import steer_runner_v2
@@ -47,8 +48,12 @@ class SteeringWorker:
 
         Raises:
             RowPoolFullError: the pool cannot hold it.
+            ValueError: it cannot run on this rank; see `RowPool.load` and `Program.require_gates_within`.
         """
-        self._batch.pool.load(bundle, Program.from_wire(spec, data))
+        program = Program.from_wire(spec, data)
+        model: SteeredModel = self.model_runner.steered_model  # type: ignore[attr-defined]
+        program.require_gates_within({*model.fused, *model.in_place})
+        self._batch.pool.load(bundle, program)
         return checksum(spec, data)
 
     def steering_unload(self, bundle: str) -> None:

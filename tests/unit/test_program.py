@@ -1,8 +1,10 @@
 """What a bundle makes the engine do, on its way to the workers."""
 
 import json
+from collections.abc import Sequence
 
 import msgspec
+import pytest
 import torch
 
 from server.engine.program import Program, Step, checksum
@@ -42,6 +44,17 @@ def test_the_checksum_sees_every_change() -> None:
 
 def test_layers() -> None:
     assert PROGRAM.layers == [0, 2, 2]
+
+
+@pytest.mark.parametrize("layers", [range(0, 3), range(0), range(3, 9), (0, 2), (1, 3)])
+def test_gates_within_a_stage(layers: Sequence[int]) -> None:
+    PROGRAM.require_gates_within(layers)
+
+
+@pytest.mark.parametrize("layers", [(0, 1), (2, 3)])
+def test_gates_across_stages(layers: Sequence[int]) -> None:
+    with pytest.raises(ValueError, match=r"at layers \[0, 2\], are in different stages of the pipeline"):
+        PROGRAM.require_gates_within(layers)
 
 
 def test_a_program_without_rows() -> None:
