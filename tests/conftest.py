@@ -263,11 +263,13 @@ def bundles(bundle_files: dict[str, Path]) -> dict[str, Bundle]:
 def start_server(
     vllm_environment: dict[str, str], bundle_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., contextlib.AbstractContextManager[Server]]:
-    """Start `expertsteer serve` with every test bundle and further flags; a context manager."""
+    """Start `expertsteer serve MODEL` with every test bundle and further flags; a context manager."""
 
-    def start(name: str, *flags: str, **environment: str) -> contextlib.AbstractContextManager[Server]:
+    def start(
+        name: str, *flags: str, model: Path = TARGET, **environment: str
+    ) -> contextlib.AbstractContextManager[Server]:
         bundle_flags = ["--steering-bundle", *map(str, bundle_files.values())]
-        command = ["-m", "server.cli", "serve", str(TARGET), *ENGINE_FLAGS, *bundle_flags, *flags]
+        command = ["-m", "server.cli", "serve", str(model), *ENGINE_FLAGS, *bundle_flags, *flags]
         log = tmp_path_factory.mktemp("logs") / f"{name}.log"
         return _running(command, vllm_environment | environment, log)
 

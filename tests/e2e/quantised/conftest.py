@@ -24,26 +24,35 @@ class Linear(NamedTuple):
     weight: Tensor
 
 
-class Method(NamedTuple):
-    """A way to quantise.
+class Format(NamedTuple):
+    """How a linear layer is quantised.
 
     Attributes:
-        linear: quantises a weight [outputs, inputs], fp32.
-        config: `quantization_config` of the model's config.json.
-        activation: what the kernels make of the input of such a layer, [..., inputs]; None where they take it as it is.
+        quantise: for a weight [outputs, inputs], fp32.
+        activation: what the kernels make of the layer's input, [..., inputs]; None where they take it as it is.
     """
 
-    linear: Callable[[Tensor], Linear]
-    config: dict[str, Any]
+    quantise: Callable[[Tensor], Linear]
     activation: Callable[[Tensor], Tensor] | None = None
 
 
+class Method(NamedTuple):
+    """Formats by a part of the layers' names, and `quantization_config` of the model's config.json."""
+
+    formats: dict[str, Format]
+    config: dict[str, Any]
+
+
 class Quantised(NamedTuple):
-    """A quantised copy: its folder, and for each quantised linear layer its name and the weight that is meant."""
+    """A quantised copy: its folder, and by name of each quantised layer what its linear map is.
+
+    Attributes:
+        folder: the checkpoint.
+        layers: weight [outputs, inputs], fp32, and `Format.activation`.
+    """
 
     folder: Path
-    weights: dict[str, Tensor]
-    activation: Callable[[Tensor], Tensor] | None
+    layers: dict[str, tuple[Tensor, Callable[[Tensor], Tensor] | None]]
 
 
 def _packed(values: Tensor, dim: int, order: tuple[int, ...] = tuple(range(WEIGHTS_PER_WORD))) -> Tensor:
@@ -112,29 +121,31 @@ def _fp8_rows(x: Tensor) -> Tensor:
     return (x / scales).to(torch.float8_e4m3fn).float() * scales
 
 
-def _compressed(number: str, layout: str) -> dict[str, Any]:
-    """Compressed-tensors: 8 bits, a scale for each output channel of a weight and for each token at run time."""
+def _group(target: str, number: str) -> dict[str, Any]:
+    """Of compressed-tensors: 8 bits, a scale for each output channel of a weight and for each token at run time."""
     eight_bits = {"num_bits": 8, "type": number, "symmetric": True}
-    group = {
-        "targets": ["Linear"],
+    return {
+        "targets": [target],
+        "format": f"{number}-quantized",
         "weights": eight_bits | {"strategy": "channel", "dynamic": False},
         "input_activations": eight_bits | {"strategy": "token", "dynamic": True},
-    }
-    return {
-        "quant_method": "compressed-tensors",
-        "quantization_status": "compressed",
-        "format": layout,
-        "ignore": ["lm_head"],
-        "config_groups": {"group_0": group},
     }
 
 
 _FOUR_BITS = {"bits": 4, "group_size": GROUP_SIZE}
 METHODS = {
-    "gptq": Method(_gptq, {"quant_method": "gptq", "sym": True, "desc_act": False, **_FOUR_BITS}),
-    "awq": Method(_awq, {"quant_method": "awq", "version": "gemm", "zero_point": True, **_FOUR_BITS}),
-    "int8": Method(_int8, _compressed("int", "int-quantized"), _int8_rows),
-    "fp8": Method(_fp8, _compressed("float", "float-quantized"), _fp8_rows),
+    "gptq": Method({"": Format(_gptq)}, {"quant_method": "gptq", "sym": True, "desc_act": False, **_FOUR_BITS}),
+    "awq": Method({"": Format(_awq)}, {"quant_method": "awq", "version": "gemm", "zero_point": True, **_FOUR_BITS}),
+    "fp8-int8": Method(
+        {"self_attn": Format(_fp8, _fp8_rows), "mlp": Format(_int8, _int8_rows)},
+        {
+            "quant_method": "compressed-tensors",
+            "quantization_status": "compressed",
+            "format": "mixed-precision",
+            "ignore": ["lm_head"],
+            "config_groups": {"fp8": _group("re:.*self_attn.*", "float"), "int8": _group("re:.*mlp.*", "int")},
+        },
+    ),
 }
 
 
@@ -146,18 +157,19 @@ def quantise(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
         method, folder = METHODS[name], tmp_path_factory.mktemp(name)
         for path in target.iterdir():
             shutil.copy(path, folder)
-        tensors, weights = {}, {}
+        tensors, layers = {}, {}
         for key, tensor in load_file(target / "model.safetensors").items():
             if not key.endswith("_proj.weight"):
                 tensors[key] = tensor
                 continue
-            module = key.removesuffix(".weight")
-            linear = method.linear(tensor.float())
-            weights[module] = linear.weight
-            tensors |= {f"{module}.{last}": part for last, part in linear.tensors.items()}
+            layer = key.removesuffix(".weight")
+            (form,) = (form for part, form in method.formats.items() if part in layer)
+            linear = form.quantise(tensor.float())
+            layers[layer] = (linear.weight, form.activation)
+            tensors |= {f"{layer}.{last}": part for last, part in linear.tensors.items()}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"quantization_config": method.config}))
-        return Quantised(folder, weights, method.activation)
+        return Quantised(folder, layers)
 
     return write
