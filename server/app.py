@@ -17,7 +17,7 @@ from server.engine.client import SteeringEngine
 from server.engine.compat import SERVER_VLLM, IncompatibleVllmError, require_version
 from server.engine.config import EngineSettings, enable, worker_cls
 from server.engine.program import Program
-from server.engine.span_tokens import load_tokenizer, parser_spans, span_tokens
+from server.engine.span_tokens import SpanTexts, load_tokenizer, parser_span, span_tokens
 from server.engine.spans import SpanTokens
 from server.engine.steering import SPAN_NAMES
 from server.errors import ErrorCode, SteeringRequestError
@@ -121,14 +121,16 @@ def _spans(args: argparse.Namespace, settings: SteeringSettings, profiles: Profi
     if not wanted:
         return {}
     tokenizer = load_tokenizer(args)
-    known = {**parser_spans(args.reasoning_parser, args.tool_call_parser, tokenizer), **settings.spans}
+    known: dict[str, SpanTexts] = {}
     for span, profile in wanted.items():
-        if span not in known:
+        texts = settings.spans.get(span) or parser_span(span, args, tokenizer)
+        if texts is None:
             raise ValueError(
                 f"Profile {profile.name!r} leaves {span} unsteered and nothing says which tokens open and close them; "
                 f"add --steering-span {span}=OPEN,CLOSE."
             )
-    return span_tokens({span: known[span] for span in wanted}, tokenizer)
+        known[span] = texts
+    return span_tokens(known, tokenizer)
 
 
 async def _serve(args: argparse.Namespace, profiles: ProfileTable, programs: Mapping[str, Program]) -> int:
@@ -197,14 +199,7 @@ async def _build_and_serve(
     for profile in profiles:
         await engine.load(profile.bundle.digest, programs[profile.name])
         logger.info("Steering profile %s: %s, layers %s", profile.name, profile.bundle.digest, profile.layers)
-    for worker in await engine.status():
-        logger.info(
-            "Steering self-test passed on rank %d: fused with the next norm %s, in place %s, kernel %s.",
-            worker["rank"],
-            worker["fused_layers"],
-            worker["in_place_layers"],
-            worker["backend"],
-        )
+    logger.info("Steering self-test passed: every decoder layer can be steered.")
 
     supported_tasks = await engine_client.get_supported_tasks()
     app = build_app(args, supported_tasks, engine_client.model_config)

@@ -60,14 +60,28 @@ class _Pending(NamedTuple):
 
 
 class StepCounts:
-    """Token counts of one step, to be read when its output is there."""
+    """Token counts of one step, to be read when its output is there.
+
+    Under asynchronous scheduling that is after the next step was filled, so what is known already is kept as it was.
+
+    Args:
+        known: counts of the requests that need nothing from the device or the output.
+        drafted: tokens of requests with drafts, of which the output says how many were accepted.
+        pending: counts that are still on their way from the device.
+        plans: requests with spans or drafts by id.
+    """
 
     def __init__(
-        self, plans: Mapping[str, RequestPlan], scheduled: Mapping[str, Scheduled], pending: _Pending | None
+        self,
+        known: Counts,
+        drafted: Sequence[Scheduled],
+        pending: _Pending | None,
+        plans: Mapping[str, RequestPlan],
     ) -> None:
-        self._plans = plans
-        self._scheduled = scheduled
+        self._known = known
+        self._drafted = drafted
         self._pending = pending
+        self._plans = plans
 
     def read(self, num_sampled: Mapping[str, int]) -> Counts:
         """Counts of all requests of the step.
@@ -79,13 +93,14 @@ class StepCounts:
             if self._pending.ready is not None:
                 self._pending.ready.synchronize()
             for (plan, segment), row in zip(self._pending.owners, self._pending.counts.tolist(), strict=True):
-                for variant, count in zip(segment.variants, row, strict=False):
+                for variant, count in zip(segment.variants, row, strict=True):
                     plan.count(variant, count)
-        for request_id, tokens in self._scheduled.items():
-            if tokens.num_drafts and not self._plans[request_id].has_spans:
-                accepted = max(0, num_sampled.get(request_id, 0) - 1)
-                self._plans[request_id].advance(tokens.start + tokens.num_tokens - tokens.num_drafts + accepted)
-        return {key: (plan.steering_id, tuple(plan.tokens_steered)) for key, plan in self._plans.items()}
+        for tokens in self._drafted:
+            accepted = max(0, num_sampled.get(tokens.request_id, 0) - 1)
+            plan = self._plans[tokens.request_id]
+            plan.advance(tokens.start + tokens.num_tokens - tokens.num_drafts + accepted)
+        late = {key: (plan.steering_id, tuple(plan.tokens_steered)) for key, plan in self._plans.items()}
+        return {**self._known, **late}
 
 
 class SteeredBatch:
@@ -110,6 +125,7 @@ class SteeredBatch:
         self.tokens = TokenTable(sizes.max_num_tokens, device)
         self.gates = torch.zeros(sizes.max_num_tokens, NUM_GATES, device=device)
         self.plans: dict[str, RequestPlan] = {}
+        self._span_names = frozenset(spans or {})
         self._spans = SpanTable(spans or {}, sizes.max_num_reqs, device)
         # Requests whose gates depend on token ids.
         self._triggered: set[str] = set()
@@ -124,11 +140,13 @@ class SteeredBatch:
     def add(self, request_id: str, sampling_params: Any, num_prompt_tokens: int) -> None:
         """Take up a request that the scheduler sends for the first time, or again after a preemption.
 
-        An unknown digest cannot come from the API, which resolves names against the same registry. Raising here would
-        end the engine; without a plan the count stays absent and the API refuses the answer.
+        An unknown digest or span cannot come from the API, which resolves names against the same registry. Raising
+        here would end the engine; without a plan the count stays absent and the API refuses the answer.
         """
         steering = Steering.from_sampling_params(sampling_params)
-        if steering is None or not all(term.bundle in self.pool for term in steering.terms):
+        if steering is None or not all(
+            term.bundle in self.pool and self._span_names.issuperset(term.spans) for term in steering.terms
+        ):
             return
         if request_id not in self.plans:
             self.plans[request_id] = RequestPlan(steering, num_prompt_tokens)
@@ -139,6 +157,10 @@ class SteeredBatch:
         """Forget a request; unknown ids are ignored."""
         self.plans.pop(request_id, None)
         self._triggered.discard(request_id)
+        self.pause(request_id)
+
+    def pause(self, request_id: str) -> None:
+        """Take a preempted request out of the batch: it keeps its plan and gives its row of states to others."""
         if (state := self._states.pop(request_id, None)) is not None:
             self._free_states.append(state[0])
 
@@ -230,7 +252,7 @@ class SteeredBatch:
             step = builder.build().to(self._device)
             counts = self._spans.apply_(step, input_ids, self.tokens.slot_ids, self.tokens.strengths)
             self._pending = _to_host(counts[1:], owners)
-        if self._has_triggers(self._step):
+        if not self._triggered.isdisjoint(tokens.request_id for tokens in self._step):
             count = min(input_ids.shape[0], self.gates.shape[0])
             self.slots.triggers.set_gates_(self.gates[:count], self.tokens.slot_ids[:count], input_ids[:count])
 
@@ -238,11 +260,15 @@ class SteeredBatch:
         """Counts of the step that was filled last; None when it held no steered request."""
         if not self._step:
             return None
-        scheduled = {tokens.request_id: tokens for tokens in self._step}
-        return StepCounts({key: self.plans[key] for key in scheduled if key in self.plans}, scheduled, self._pending)
-
-    def _has_triggers(self, step: Sequence[Scheduled]) -> bool:
-        return not self._triggered.isdisjoint(tokens.request_id for tokens in step)
+        known, late = {}, {}
+        for tokens in self._step:
+            plan = self.plans[tokens.request_id]
+            if plan.has_spans or tokens.num_drafts:
+                late[tokens.request_id] = plan
+            else:
+                known[tokens.request_id] = (plan.steering_id, tuple(plan.tokens_steered))
+        drafted = [tokens for tokens in self._step if tokens.num_drafts]
+        return StepCounts(known, drafted, self._pending, late)
 
     def _plans_in_step(self) -> Iterable[RequestPlan]:
         return (self.plans[tokens.request_id] for tokens in self._step)

@@ -77,6 +77,13 @@ def require_servable(vllm_config: Any) -> None:
         ),
         # Where a step begins would be an upper bound until the device corrects it.
         "--speculative-config and --async-scheduling": speculation is not None and is_async,
+        "--kv-sharing-fast-prefill (later layers run on some of the tokens)": getattr(
+            vllm_config.cache_config, "kv_sharing_fast_prefill", False
+        ),
+        "sequence parallelism (pass_config.enable_sp: a norm sees some of the tokens)": getattr(
+            vllm_config.compilation_config.pass_config, "enable_sp", False
+        )
+        and parallel.tensor_parallel_size > 1,
         "--kv-transfer-config (connectors hash tokens without the steering)": vllm_config.kv_transfer_config
         is not None,
         "--enable-sleep-mode (waking up loses the vectors)": vllm_config.model_config.enable_sleep_mode,

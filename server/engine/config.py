@@ -60,8 +60,16 @@ class EngineSettings:
 
     @staticmethod
     def of(vllm_config: Any) -> "EngineSettings":
-        """The settings in a `VllmConfig`."""
-        values = vllm_config.additional_config["expertsteer"]
+        """The settings in a `VllmConfig`.
+
+        Raises:
+            IncompatibleVllmError: there are none.
+        """
+        values = (vllm_config.additional_config or {}).get("expertsteer")
+        if values is None:
+            raise IncompatibleVllmError(
+                "The engine has a steering worker and no settings; start it with `llm_arguments`."
+            )
         spans = {name: SpanTokens(*tokens) for name, tokens in values["spans"].items()}
         return EngineSettings(values["rows"], values["fusion"], spans)
 

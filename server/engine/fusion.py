@@ -38,12 +38,13 @@ class FollowingNorm(NamedTuple):
     weight_offset: float
 
 
-def norms_after(owner: nn.Module, layers: Mapping[int, nn.Module]) -> dict[int, FollowingNorm]:
+def norms_after(owner: nn.Module, layers: Mapping[int, nn.Module], num_layers: int) -> dict[int, FollowingNorm]:
     """The norm after each layer, where it is known to be an RMSNorm that nothing else comes before.
 
     Args:
         owner: the module whose `forward` runs the layers.
         layers: its layers by number; those of other pipeline stages are missing.
+        num_layers: how many there are in all stages.
 
     Returns:
         Layer -> the norm that adds its output to the residual. The last layer of a pipeline stage is missing, because
@@ -59,8 +60,10 @@ def norms_after(owner: nn.Module, layers: Mapping[int, nn.Module]) -> dict[int, 
             continue
         if index + 1 in layers:
             following, name = layers[index + 1], _first_norm(forward_of(layers[index + 1]))
-        else:
+        elif index == num_layers - 1:
             following, name = owner, _last_norm(model)
+        else:
+            continue
         norm = getattr(following, name, None) if name else None
         offset = _weight_offset(norm)
         if norm is not None and offset is not None:
@@ -77,6 +80,12 @@ def _weight_offset(norm: Any) -> float | None:
     if type(norm) is RMSNorm and norm.variance_size_override is None:
         return 0.0
     return None
+
+
+def reduces_itself(forward: ast.FunctionDef | None) -> bool:
+    """Whether a `forward` calls an all-reduce of its own, where vLLM's layers otherwise do it inside."""
+    calls = [ast.unparse(node.func) for node in ast.walk(forward) if isinstance(node, ast.Call)] if forward else []
+    return any("allreduce" in call or "all_reduce" in call for call in calls)
 
 
 def adds_residual(forward: ast.FunctionDef | None) -> bool | None:
@@ -186,8 +195,14 @@ def _runs_layer(loop: ast.For) -> Iterator[ast.Assign]:
             and isinstance(node.value, ast.Call)
             and ast.unparse(node.value.func) in variables
             and ast.unparse(node.targets[0]) == "(hidden_states, residual)"
+            and {ast.unparse(argument) for argument in _arguments(node.value)}.issuperset(_STREAM)
         ):
             yield node
+
+
+def _arguments(call: ast.Call) -> Iterator[ast.expr]:
+    yield from call.args
+    yield from (keyword.value for keyword in call.keywords)
 
 
 def _assigned(node: ast.AST) -> Iterator[str]:

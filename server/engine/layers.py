@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from server.engine.batch import SteeredBatch
 from server.engine.compat import IncompatibleVllmError
-from server.engine.fusion import adds_residual, forward_of, norms_after
+from server.engine.fusion import adds_residual, forward_of, norms_after, reduces_itself
 
 
 class SteeredModel(NamedTuple):
@@ -151,7 +151,9 @@ def _is_elsewhere(layer: nn.Module) -> bool:
     return type(layer).__name__ == "PPMissingLayer"
 
 
-def steer_model(model: nn.Module, num_layers: int, batch: SteeredBatch, *, fuse: bool) -> SteeredModel:
+def steer_model(
+    model: nn.Module, num_layers: int, batch: SteeredBatch, *, fuse: bool, is_sharded: bool = False
+) -> SteeredModel:
     """Make every layer of a model steer its output. Call once, before compilation and graph capture.
 
     The class is changed on the instance, so that torch.compile traces an ordinary method and vLLM's compile cache sees
@@ -162,12 +164,19 @@ def steer_model(model: nn.Module, num_layers: int, batch: SteeredBatch, *, fuse:
         num_layers: number of its decoder layers, those of other pipeline stages included.
         batch: storage on the device.
         fuse: whether to let a known RMSNorm that follows a layer do the layer's steering.
+        is_sharded: whether several ranks hold parts of each layer.
 
     Raises:
-        IncompatibleVllmError: the layers cannot be found.
+        IncompatibleVllmError: the layers cannot be found, or their output is not the residual stream.
     """
     owner, layers = find_decoder_layers(model, num_layers)
-    norms = norms_after(owner, layers) if fuse else {}
+    if is_sharded and any(reduces_itself(forward_of(module)) for module in (owner, *layers.values())):
+        # DeepSeek V3.2, MiniMax M3: a layer returns this rank's part of a sum that the next norm makes.
+        raise IncompatibleVllmError(
+            f"The layers of {type(model).__name__} leave their all-reduce to the norm that follows, so their output is "
+            "not the residual stream; serve it without --tensor-parallel-size."
+        )
+    norms = norms_after(owner, layers, num_layers) if fuse else {}
     for index, layer in layers.items():
         if index in norms:
             module = norms[index].module

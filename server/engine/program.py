@@ -56,11 +56,6 @@ class Program:
     num_gates: int = 0
     triggers: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
-    @property
-    def layers(self) -> list[int]:
-        """Layer of every step, sorted."""
-        return sorted(step.layer for step in self.steps)
-
     def require_gates_within(self, layers: Collection[int]) -> None:
         """Refuse a condition and what waits for it in different stages of a pipeline: a gate does not travel.
 

@@ -9,6 +9,7 @@ from server.engine.batch import Scheduled, Sizes, SteeredBatch, StepCounts
 from server.engine.compat import IncompatibleVllmError, require_signature
 from server.engine.config import EngineSettings
 from server.engine.layers import SteeredModel, steer_model
+from steering_kernels import backends
 
 # Attribute under which a step's ModelRunnerOutput carries the `Counts` of its steered requests.
 OUTPUT_ATTRIBUTE = "steering_tokens"
@@ -35,6 +36,8 @@ class SteeringRunner:
     def _update_states(self, scheduler_output: Any) -> Any:
         for request_id in scheduler_output.finished_req_ids:
             self.steering.remove(request_id)
+        for request_id in scheduler_output.preempted_req_ids or ():
+            self.steering.pause(request_id)
         for request in scheduler_output.scheduled_new_reqs:
             self.steering.add(request.req_id, request.sampling_params, _num_prompt_tokens(request))
         return super()._update_states(scheduler_output)  # type: ignore[misc]
@@ -67,6 +70,8 @@ class SteeringRunner:
 
 def prepare(runner: Any) -> None:
     """Allocate steering storage for a runner that has loaded its model, and wrap the model's layers."""
+    from vllm.logger import init_logger
+
     settings = EngineSettings.of(runner.vllm_config)
     model_config = runner.model_config
     sizes = Sizes(
@@ -78,11 +83,20 @@ def prepare(runner: Any) -> None:
         max_num_tokens=runner.max_num_tokens,
     )
     runner.steering = SteeredBatch(sizes, model_config.dtype, runner.device, settings.spans)
+    parallel = runner.vllm_config.parallel_config
     runner.steered_model = steer_model(
         runner.get_model(),
         sizes.num_layers,
         runner.steering,
         fuse=settings.fuses(runner.vllm_config, runner.device.type),
+        is_sharded=parallel.tensor_parallel_size > 1,
+    )
+    rows = runner.steering.pool.rows
+    init_logger("vllm.expertsteer").info(
+        "Steering layers %s with the RMSNorm that follows, layers %s in place; %s kernels.",
+        list(runner.steered_model.fused),
+        list(runner.steered_model.in_place),
+        backends.name(rows.device.type, rows.dtype),
     )
 
 

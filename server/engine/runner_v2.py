@@ -31,9 +31,11 @@ class SteeringRunnerV2:
         prepare(self)
 
     def finish_requests(self, scheduler_output: Any) -> None:
-        """Forget the requests that have finished."""
+        """Forget the requests that have finished, and set those aside that were preempted."""
         for request_id in scheduler_output.finished_req_ids:
             self.steering.remove(request_id)
+        for request_id in scheduler_output.preempted_req_ids or ():
+            self.steering.pause(request_id)
         super().finish_requests(scheduler_output)  # type: ignore[misc]
 
     def add_requests(self, scheduler_output: Any) -> None:

@@ -13,39 +13,44 @@ class SpanTexts(NamedTuple):
     close: str
 
 
-def parser_spans(reasoning_parser: str | None, tool_parser: str | None, tokenizer: Any) -> dict[str, SpanTexts]:
-    """Spans that vLLM's own parsers know the delimiters of.
+def parser_span(span: str, args: Any, tokenizer: Any) -> SpanTexts | None:
+    """Delimiters of a span, as the parser knows them that vLLM is told to use.
 
     Args:
-        reasoning_parser: value of vLLM's `--reasoning-parser`.
-        tool_parser: value of vLLM's `--tool-call-parser`.
+        span: name of `SPAN_NAMES`.
+        args: vLLM's serve arguments; `--reasoning-parser`, `--tool-call-parser` and the plugins that bring more.
         tokenizer: the served model's.
 
     Returns:
-        Name of `SPAN_NAMES` -> delimiters; a parser that does not name them (regular expressions, several forms) is
-        missing.
+        None without a parser, and for one that does not name them (regular expressions, several forms).
+
+    Raises:
+        ValueError: the parser does not exist or does not suit the tokenizer.
     """
     from vllm.reasoning import ReasoningParserManager
     from vllm.tool_parsers import ToolParserManager
 
-    found = {}
-    if reasoning_parser:
-        parser = ReasoningParserManager.get_reasoning_parser(reasoning_parser)(tokenizer)
-        found["reasoning"] = (
-            getattr(parser, "reasoning_start_str", None),
-            getattr(parser, "reasoning_end_str", None),
-        )
-    if tool_parser:
-        parser = ToolParserManager.get_tool_parser(tool_parser)(tokenizer)
-        found["tool_calls"] = (
-            getattr(parser, "tool_call_start_token", None),
-            getattr(parser, "tool_call_end_token", None),
-        )
-    return {
-        name: SpanTexts(start, end)
-        for name, (start, end) in found.items()
-        if isinstance(start, str) and isinstance(end, str)
-    }
+    name, plugin = {
+        "reasoning": (args.reasoning_parser, args.reasoning_parser_plugin),
+        "tool_calls": (args.tool_call_parser, args.tool_parser_plugin),
+    }[span]
+    if not name:
+        return None
+    try:
+        if span == "reasoning":
+            if plugin:
+                ReasoningParserManager.import_reasoning_parser(plugin)
+            parser = ReasoningParserManager.get_reasoning_parser(name)(tokenizer)
+            texts = getattr(parser, "reasoning_start_str", None), getattr(parser, "reasoning_end_str", None)
+        else:
+            if plugin:
+                ToolParserManager.import_tool_parser(plugin)
+            parser = ToolParserManager.get_tool_parser(name)(tokenizer)
+            texts = getattr(parser, "tool_call_start_token", None), getattr(parser, "tool_call_end_token", None)
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"Span {span}: parser {name!r} cannot be asked for its delimiters: {error}") from error
+    start, end = texts
+    return SpanTexts(start, end) if isinstance(start, str) and isinstance(end, str) else None
 
 
 def span_tokens(spans: Mapping[str, SpanTexts], tokenizer: Any) -> dict[str, SpanTokens]:

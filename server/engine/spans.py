@@ -1,10 +1,10 @@
 """Spans of a text that stay unsteered, found on the device as the model writes them.
 
 A span begins with the token that opens it and ends before the token that closes it: the opening token's output is the
-first token inside, the closing token's output is the first one after. Whether a token lies in a span follows from the
-tokens up to it and nothing else, so the prefix cache stays right, and a request that is computed again gets the same
-answer. Under asynchronous scheduling only the device knows the last token, hence no host code here looks at tokens
-that were just sampled.
+first token inside, the closing token's output is the first one after. A span that the chat template opens without its
+opening token is not seen. Whether a token lies in a span follows from the tokens up to it and nothing else, so the
+prefix cache stays right, and a request that is computed again gets the same answer. Under asynchronous scheduling only
+the device knows the last token, hence no host code here looks at tokens that were just sampled.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +32,7 @@ class SpanStep(NamedTuple):
         tokens: [n], int64; place of each token in the batch.
         states: [n], int64; row of the request in the table of states.
         firsts: [n], int64; index in `tokens` of the first token of the same request.
-        choices: [n], int64; row of `slots` and `strengths`; the last row is for tokens in no segment.
+        choices: [n], int64; row of `slots` and `strengths`.
         fresh: [n], bool; whether the token is counted in this step.
         slots: [num_choices, NUM_STATES], int32.
         strengths: [num_choices, NUM_STATES], fp32.

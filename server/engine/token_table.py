@@ -1,4 +1,4 @@
-"""Slot id and strength of every token of a step: one host buffer, one copy to the device."""
+"""Slot id and strength of every token of a step: from a host buffer to the device."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ class _HostBuffer:
 
     @property
     def strengths(self) -> np.ndarray:
-        # Stored by their bits, so that both rows travel in a single copy.
+        # Stored by their bits, in one allocation with the slot ids.
         array: np.ndarray = self.data[1].view(torch.float32).numpy()
         return array
 
@@ -64,7 +64,9 @@ class TokenTable:
         buffer.num_dirty = num_tokens
         count = max(num_tokens, self._num_dirty)
         if count:
-            self._device[:, :count].copy_(buffer.data[:, :count], non_blocking=True)
+            # Row by row: of a strided source torch first makes a copy that is not pinned, and waits for the device.
+            for target, source in zip(self._device, buffer.data, strict=True):
+                target[:count].copy_(source[:count], non_blocking=True)
             if buffer.copied is not None:
                 buffer.copied.record()
         self._num_dirty = num_tokens

@@ -3,22 +3,48 @@
 import importlib.util
 import os
 import sys
-import time
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import StrEnum
-from itertools import pairwise
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-_START_TIMEOUT_S = 600.0
+from shapes import Model
+from turn import Batch, Turn
+
+_START_TIMEOUT_S = 900.0
 _TURN_TIMEOUT_S = 600.0
-# Enough to change the generated tokens, by which a turn proves that it was steered.
-_VECTOR_NORM = 4.0
+# What is compiled: as vLLM decides by itself (on a GPU with CUDA graphs), without CUDA graphs, or nothing.
+COMPILATIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "no-graphs": {"compilation_config": {"cudagraph_mode": "NONE"}},
+    "eager": {"enforce_eager": True},
+}
+
+
+def environment(device_type: str) -> dict[str, str]:
+    """Variables of both engines alike; set before their processes start, because OpenMP reads them when it is loaded.
+
+    On a GPU vLLM chooses the model runner; on a CPU there is one.
+    """
+    common = {
+        "HF_HUB_OFFLINE": "1",
+        # vLLM's separate process spins for a second after its last step, into the other engine's turn.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+    }
+    if device_type != "cpu":
+        return common
+    return {
+        **common,
+        **_openmp(),
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        "VLLM_USE_V2_MODEL_RUNNER": "0",
+    }
 
 
 def _openmp() -> dict[str, str]:
@@ -34,54 +60,40 @@ def _openmp() -> dict[str, str]:
     }
 
 
-# Of both engines alike; set before their processes start, because OpenMP reads it when it is loaded.
-ENVIRONMENT = {
-    **_openmp(),
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_USE_V2_MODEL_RUNNER": "0",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-}
-
-
 class EngineError(RuntimeError):
     """An engine did not start or did not finish its turn; the message ends with its last words."""
 
 
-class Mode(StrEnum):
-    """What a turn measures."""
-
-    PLAIN = "plain"
-    IDLE = "idle"
-    STEERED = "steered"
-
-
 @dataclass(frozen=True)
-class Workload:
-    """One batch: all requests arrive at once and generate equally many tokens."""
-
-    batch: int
-    input_tokens: int
-    output_tokens: int
-
-
-@dataclass(frozen=True)
-class Turn:
-    """Times of one batch.
+class Package:
+    """How an engine with the package is set up.
 
     Attributes:
-        seconds: from the first request's arrival to the last one's end.
-        cpu_seconds: processor time of the process, all threads.
-        decode_seconds: of each engine step after the first, which processes the prompts.
-        tokens: generated token ids by request.
+        kind: what its bundles do, a key of `bundles.ROWS_PER_LAYER`.
+        fusion: as in `server.engine.config.EngineSettings`.
+        max_bundles: as many as will ever be resident.
     """
 
-    seconds: float
-    cpu_seconds: float
-    decode_seconds: tuple[float, ...]
-    tokens: tuple[tuple[int, ...], ...]
+    kind: str
+    fusion: str
+    max_bundles: int
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an engine is started.
+
+    Attributes:
+        model: what it serves.
+        max_model_len: tokens of its longest request.
+        compilation: key of `COMPILATIONS`.
+        package: None for plain vLLM.
+    """
+
+    model: Model
+    max_model_len: int
+    compilation: str
+    package: Package | None
 
 
 class Engine:
@@ -91,11 +103,11 @@ class Engine:
         about: device, versions and steering kernel, as the engine sees them.
     """
 
-    def __init__(self, model: Path, log: Path, workload: Workload, *, steering: bool, eager: bool) -> None:
+    def __init__(self, options: Options, log: Path) -> None:
         context = get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._log = log
-        self._process = context.Process(target=_serve, args=(theirs, model, log, workload, steering, eager))
+        self._process = context.Process(target=_serve, args=(theirs, options, log))
         self._process.start()
         theirs.close()
         self.about: dict[str, str] = {}
@@ -113,9 +125,9 @@ class Engine:
     ) -> None:
         self._stop()
 
-    def run(self, mode: Mode, seed: int) -> Turn:
-        """Run one batch with prompts drawn from `seed`."""
-        self._connection.send((mode, seed))
+    def run(self, batch: Batch) -> Turn:
+        """Make as many bundles resident as the batch says, then run it."""
+        self._connection.send(batch)
         turn: Turn = self._receive(_TURN_TIMEOUT_S)
         return turn
 
@@ -136,18 +148,23 @@ class Engine:
             self._process.kill()
 
 
-def _serve(connection: Connection, model: Path, log: Path, workload: Workload, steering: bool, eager: bool) -> None:
+def _serve(connection: Connection, options: Options, log: Path) -> None:
     """Body of the engine's process: says what it is, then one turn per message until the connection closes."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     try:
-        engine = _start(model, workload, steering, eager)
-        connection.send(_about(engine, steering))
+        from turn import run_turn
+
+        engine = _start(options)
+        residents = _residents(engine, options.package)
+        connection.send(_about(engine, options.package))
         with suppress(EOFError):
             while True:
-                mode, seed = connection.recv()
-                connection.send(_turn(engine, workload, mode, seed))
+                batch = connection.recv()
+                if residents is not None:
+                    residents.resize(batch.resident)
+                connection.send(run_turn(engine, batch))
     except Exception:  # noqa: BLE001 - the boundary of a process: its last words go to the log
         traceback.print_exc()
     finally:
@@ -155,52 +172,55 @@ def _serve(connection: Connection, model: Path, log: Path, workload: Workload, s
         connection.close()
 
 
-def _start(model: Path, workload: Workload, steering: bool, eager: bool) -> Any:
-    """The engine, with one resident bundle per request of a batch, each with a vector at every layer."""
+def _start(options: Options) -> Any:
     from vllm import EngineArgs
     from vllm.platforms import current_platform
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from server.engine.config import DEFAULT_ROWS, additional_config, enable, worker_cls
+    from server.engine.config import enable, worker_cls
 
-    options: dict[str, Any] = {}
-    if steering:
-        options = {
-            "worker_cls": worker_cls(current_platform.device_type),
-            "additional_config": additional_config(max(DEFAULT_ROWS, 128 * workload.batch)),
-        }
+    model, package = options.model, options.package
+    arguments = dict(COMPILATIONS[options.compilation])
+    if package is not None:
+        arguments["worker_cls"] = worker_cls(current_platform.device_type)
+        arguments["additional_config"] = _settings(model.path, package)
     # vLLM's compile cache is keyed by the path as it is given, and the model's folder is another one in every run.
-    os.chdir(model.parent)
+    os.chdir(model.path.parent)
     config = EngineArgs(
-        model=f"./{model.name}",
+        model=f"./{model.path.name}",
+        load_format=model.load_format,
         skip_tokenizer_init=True,
-        max_model_len=workload.input_tokens + workload.output_tokens,
+        max_model_len=options.max_model_len,
         # On a GPU two engines share it; on a CPU the environment sets the size of the KV cache.
         gpu_memory_utilization=0.4,
-        enforce_eager=eager,
         disable_log_stats=True,
-        **options,
+        **arguments,
     ).create_engine_config()
-    if steering:
+    if package is not None:
         enable(config)
-    engine = LLMEngine.from_vllm_config(config, disable_log_stats=True)
-    if steering:
-        _load_bundles(engine, workload.batch)
-    return engine
+    return LLMEngine.from_vllm_config(config, disable_log_stats=True)
 
 
-def _load_bundles(engine: Any, count: int) -> None:
-    import numpy as np
+def _settings(model: Path, package: Package) -> dict[str, Any]:
+    from typing import cast
 
-    layers = list(range(engine.model_config.get_total_num_hidden_layers()))
-    rng = np.random.default_rng(0)
-    for index in range(count):
-        rows = rng.standard_normal((len(layers), engine.model_config.get_hidden_size())).astype("<f4")
-        rows *= _VECTOR_NORM / np.linalg.norm(rows, axis=1, keepdims=True)
-        engine.collective_rpc("steering_load", args=(f"bench:{index}", layers, rows.tobytes()))
+    from bundles import ROWS_PER_LAYER
+    from transformers import AutoConfig
+
+    from server.engine.config import EngineSettings, Fusion
+
+    num_layers = AutoConfig.from_pretrained(model).num_hidden_layers
+    rows = package.max_bundles * num_layers * ROWS_PER_LAYER[package.kind]
+    return EngineSettings(rows, cast(Fusion, package.fusion)).additional_config()
 
 
-def _about(engine: Any, steering: bool) -> dict[str, str]:
+def _residents(engine: Any, package: Package | None) -> Any:
+    from bundles import Residents
+
+    return None if package is None else Residents(engine, package.kind)
+
+
+def _about(engine: Any, package: Package | None) -> dict[str, str]:
     import platform
     from importlib.metadata import version
 
@@ -215,41 +235,8 @@ def _about(engine: Any, steering: bool) -> dict[str, str]:
         device = f"{names[0] if names else platform.machine()}, {os.environ['OMP_NUM_THREADS']} cores"
     packages = f"vLLM {vllm.__version__}, torch {torch.__version__}, expertsteer {version('expertsteer')}"
     about = {"device": device, "versions": f"{packages}, Python {platform.python_version()}"}
-    if steering:
-        about["kernel"] = engine.collective_rpc("steering_status")[0]["backend"]
+    if package is not None:
+        status = engine.collective_rpc("steering_status")[0]
+        fused, in_place = len(status["fused_layers"]), len(status["in_place_layers"])
+        about["kernel"] = f"{status['backend']}; fusion {package.fusion}: {fused} layers fused, {in_place} in place"
     return about
-
-
-def _turn(engine: Any, workload: Workload, mode: Mode, seed: int) -> Turn:
-    import numpy as np
-
-    rng = np.random.default_rng(seed)
-    prompts = rng.integers(10, engine.model_config.get_vocab_size(), (workload.batch, workload.input_tokens)).tolist()
-    params = [_sampling_params(workload, mode, index) for index in range(workload.batch)]
-    ends = []
-    tokens: dict[str, tuple[int, ...]] = {}
-    cpu_start, start = time.process_time(), time.perf_counter()
-    for index, prompt in enumerate(prompts):
-        engine.add_request(f"{index:06d}", {"prompt_token_ids": prompt}, params[index])
-    while engine.has_unfinished_requests():
-        for output in engine.step():
-            if output.finished:
-                tokens[output.request_id] = tuple(output.outputs[0].token_ids)
-        ends.append(time.perf_counter())
-    cpu_seconds = time.process_time() - cpu_start
-    steps = tuple(after - before for before, after in pairwise(ends))
-    return Turn(ends[-1] - start, cpu_seconds, steps, tuple(tokens[key] for key in sorted(tokens)))
-
-
-def _sampling_params(workload: Workload, mode: Mode, index: int) -> Any:
-    from vllm import SamplingParams
-
-    from server.engine.steering import Steering, Term
-
-    extra_args = None
-    if mode is Mode.STEERED:
-        strength = (1 + index / workload.batch) * (-1) ** index
-        extra_args = Steering(f"bench:{index}", (Term(f"bench:{index}", strength, "all"),)).to_extra_args()
-    return SamplingParams(
-        temperature=0.0, max_tokens=workload.output_tokens, ignore_eos=True, detokenize=False, extra_args=extra_args
-    )

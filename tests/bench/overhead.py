@@ -1,17 +1,21 @@
-"""What steering costs: throughput of plain vLLM, of the idle package, and of a batch in which everybody is steered.
+"""What steering costs: latency and throughput of plain vLLM, of the idle package, and of steered batches.
 
-    python tests/bench/overhead.py [--shape qwen2.5-0.5b|lab] [--starts N] [--rounds N] [--eager] [--json FILE]
+    python tests/bench/overhead.py [--shape qwen2.5-0.5b|llama-8b|lab] [--kind add|general] [--fusion auto|always|never]
+                                   [--mode default|no-graphs|eager] [--workloads 8x32+32,...] [--json FILE]
 
 Two engines live at the same time, one without and one with the package, and take turns of one batch each; only one
-works at a time. A round is one batch per mode in random order and then in the reverse order, so that a machine which
-slows down or speeds up during a round favours no mode. Every figure is a ratio within rounds; other people's jobs make
-the absolute ones meaningless. Both engines get the same environment (`engine.ENVIRONMENT`): the same cores, engine
-core and worker in one process (vLLM's separate worker spins for a second after its last step, into the other engine's
-turn), and `OMP_WAIT_POLICY=PASSIVE`, so that an idle engine's OpenMP threads sleep instead of spinning.
+works at a time. A round is, for every workload, one batch per variant in random order and then in the reverse order, so
+that a machine which slows down or speeds up meanwhile favours no variant. Every figure is a ratio within rounds; other
+people's jobs make the absolute ones meaningless. Both engines get the same environment (`engine.environment`): the same
+cores, engine core and worker in one process, and on a CPU `OMP_WAIT_POLICY=PASSIVE`, so that an idle engine's OpenMP
+threads sleep instead of spinning.
 
 Two processes of the same code differ by up to 3 % on a CPU for as long as they live, because of where their memory
 lies. Both engines are therefore started several times, in alternating order, and the intervals include that spread.
-The comparison of `steered` with `idle` is free of it: these two are turns of one process.
+Comparisons of steered batches with each other and with the idle package are free of it: these are turns of one process.
+
+Whether steering stays as fast with many resident bundles, of which every request draws one, and with many different
+bundles in a batch is measured with the last workload.
 
 The exit status is 0 unless nothing could be measured: what is too slow is for the reader to say.
 """
@@ -24,74 +28,27 @@ import shlex
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 
-from engine import ENVIRONMENT, Engine, EngineError, Mode, Turn, Workload
-from ratios import Interval, Samples
+from blocks import Block, distinct_block, overhead_block, resident_block
+from engine import COMPILATIONS, Engine, EngineError, Options, Package, environment
+from ratios import Samples
+from report import compare, latency_table, settings_table, throughput_table, times_of, times_table
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from shapes import SHAPES, model_of
+from turn import Turn, Workload
 
 WARM_UP_ROUNDS = 1
-LAB_MODEL = Path(__file__).parents[2] / "artifacts/lab/models/target"
+# Throughput over plain vLLM's, idle and steered, by device.
+GOALS = {"cpu": (0.995, 0.98), "cuda": (0.998, 0.99)}
 
-QWEN2_5_0_5B = {
-    "hidden_size": 896,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "intermediate_size": 4864,
-    "vocab_size": 151936,
-    "max_position_embeddings": 32768,
-    "rope_theta": 1e6,
-    "tie_word_embeddings": True,
-    "use_sliding_window": False,
-}
-
-
-# What is compared with what, and the goal for the throughput.
-COMPARISONS = (
-    (Mode.IDLE, Mode.PLAIN, 0.99),
-    (Mode.STEERED, Mode.PLAIN, 0.98),
-    (Mode.STEERED, Mode.IDLE, None),
-)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Ratios of one mode to another. Steps are decode steps of the whole batch.
-
-    `cpu_time` counts the processor time of the engine process, which other people's jobs disturb less than the clock.
-    """
-
-    mode: Mode
-    reference: Mode
-    goal: float | None
-    throughput: Interval
-    cpu_time: Interval
-    step_p50: Interval
-    step_p99: Interval
-
-    @property
-    def verdict(self) -> str:
-        """Whether the interval is above or below the goal, or holds it."""
-        if self.goal is None:
-            return ""
-        if self.throughput.low >= self.goal:
-            return f">= {self.goal} met"
-        return f">= {self.goal} {'missed' if self.throughput.high < self.goal else 'open'}"
-
-
-@dataclass(frozen=True)
-class Times:
-    """Absolute figures of one mode; pairs are p50 and p99."""
-
-    mode: Mode
-    tokens_per_s: float
-    step_ms: tuple[float, float]
-    batch_ms: tuple[float, float]
+# One list of turns per round, by variant.
+Rounds = dict[str, list[list[Turn]]]
 
 
 def main() -> int:
@@ -99,79 +56,110 @@ def main() -> int:
     args = _parse()
     # Leave through the `with` blocks: engines stop and the model's folder goes away.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    console = Console(width=None if sys.stdout.isatty() else 132)
-    workload = Workload(args.batch, args.input_tokens, args.output_tokens)
-    os.environ.update(ENVIRONMENT)
+    device_type = _device_type()
+    variables = environment(device_type)
+    os.environ.update(variables)
+    blocks = _blocks(args, GOALS[device_type])
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="expertsteer-overhead-") as folder:
-        model = LAB_MODEL if args.shape == "lab" else _random_model(Path(folder) / "model")
         try:
-            about, turns = _measure(args, model, Path(folder), workload)
+            about, starts = _measure(args, blocks, Path(folder))
         except EngineError as error:
             print(f"overhead: {error}", file=sys.stderr)
             return 1
     settings = {
         "command": f"python tests/bench/overhead.py {shlex.join(sys.argv[1:])}".rstrip(),
         **about,
-        "shape": args.shape,
-        "workload": f"batch {args.batch}, {args.input_tokens} prompt + {args.output_tokens} generated tokens",
-        "steered": f"{args.batch} different vectors and strengths, every layer, every token",
-        "mode": "eager" if args.eager else "compiled",
-        "rounds": f"{args.starts} starts of both engines, {args.rounds} rounds each, {2 * len(Mode)} batches a round",
-        "OpenMP": " ".join(f"{key}={value}" for key, value in ENVIRONMENT.items() if "OMP_" in key),
-        "load average": f"{load_before:.1f} before, {os.getloadavg()[0]:.1f} after (the benchmark itself is about 2)",
+        **_settings(args),
+        "environment": " ".join(f"{key}={value}" for key, value in variables.items() if "OMP_" in key or "V2" in key),
+        "load average": f"{load_before:.1f} before, {os.getloadavg()[0]:.1f} after",
     }
-    samples = {mode: Samples.of(starts) for mode, starts in turns.items()}
-    comparisons = [_compare(samples, *comparison) for comparison in COMPARISONS]
-    times = [_times(mode, samples[mode], workload) for mode in Mode]
-    for table in (_settings_table(settings), _comparisons_table(comparisons), _times_table(times)):
-        console.print(table)
-    if args.json:
-        report = {
-            "settings": settings,
-            "comparisons": [asdict(comparison) for comparison in comparisons],
-            "times": [asdict(row) for row in times],
-        }
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    _report(settings, blocks, starts, args.json)
     return 0
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Throughput of plain vLLM, the idle package and a steered batch.")
-    parser.add_argument("--shape", choices=("qwen2.5-0.5b", "lab"), default="qwen2.5-0.5b")
+    parser = argparse.ArgumentParser(
+        description="Latency and throughput of plain vLLM, the idle package and steered batches.",
+        epilog="The defaults take about 25 minutes on two CPU cores; time grows with starts x (rounds + 1).",
+    )
+    parser.add_argument("--shape", choices=SHAPES, default=SHAPES[0])
+    parser.add_argument("--kind", choices=("add", "general"), default="add", help="of the bundles; general is rank 4")
+    parser.add_argument("--fusion", choices=("auto", "always", "never"), default="auto", help="as the server's option")
+    parser.add_argument("--mode", choices=tuple(COMPILATIONS), default="default", help="what vLLM compiles")
+    parser.add_argument(
+        "--workloads",
+        type=_workloads,
+        default="1x32+16,8x128+16,32x16+16",
+        help="requests at a time x prompt tokens + generated tokens (default: %(default)s)",
+    )
+    counts = {"type": lambda text: [int(one) for one in text.split(",") if one], "metavar": "N,N"}
+    parser.add_argument("--resident", default="1,1000", **counts, help="resident bundles (default: %(default)s)")
+    parser.add_argument("--distinct", default="1,8,32", **counts, help="bundles in a batch (default: %(default)s)")
     parser.add_argument("--starts", type=int, default=4, help="starts of both engines; best even (default: 4)")
-    parser.add_argument("--rounds", type=int, default=10, help="measured rounds per start (default: 10)")
-    parser.add_argument("--batch", type=int, default=8, help="requests at a time (default: 8)")
-    parser.add_argument("--input-tokens", type=int, default=32, help="prompt tokens per request (default: 32)")
-    parser.add_argument("--output-tokens", type=int, default=32, help="generated tokens per request (default: 32)")
-    parser.add_argument("--eager", action="store_true", help="both engines without torch.compile and CUDA graphs")
+    parser.add_argument("--rounds", type=int, default=3, help="measured rounds per start (default: 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write settings and figures as JSON")
     args = parser.parse_args()
-    for name, least in (("starts", 1), ("rounds", 2), ("batch", 1), ("input_tokens", 1), ("output_tokens", 2)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}, the least is {least}")
+    largest = args.workloads[-1].batch
+    for wrong, message in (
+        (args.starts < 1, f"--starts is {args.starts}, the least is 1"),
+        (args.rounds < 2, f"--rounds is {args.rounds}, the least is 2"),
+        (min([1, *args.resident, *args.distinct]) < 1, "--resident and --distinct count from 1"),
+        (max([0, *args.distinct]) > largest, f"--distinct is more than the last workload has requests, {largest}"),
+    ):
+        if wrong:
+            parser.error(message)
     return args
 
 
-def _random_model(folder: Path) -> Path:
-    """Random weights of the Qwen2.5-0.5B shape, in bf16. Real ones, so that activations have ordinary magnitudes."""
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-    from transformers.utils.logging import disable_progress_bar
+def _workloads(text: str) -> list[Workload]:
+    try:
+        return [Workload.of(one) for one in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
-    disable_progress_bar()
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(**QWEN2_5_0_5B)).to(torch.bfloat16)
-    model.save_pretrained(folder)
-    return folder
+
+def _device_type() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _blocks(args: argparse.Namespace, goals: tuple[float, float]) -> list[Block]:
+    resident = _resident(args.workloads)
+    blocks = [overhead_block(workload, resident, goals) for workload in args.workloads]
+    # One count has nothing to be compared with.
+    if len(args.distinct) > 1:
+        blocks.append(distinct_block(args.workloads[-1], args.distinct, resident))
+    if len(args.resident) > 1:
+        blocks.append(resident_block(args.workloads[-1], args.resident))
+    return blocks
+
+
+def _resident(workloads: Sequence[Workload]) -> int:
+    """Bundles that are resident unless more or fewer are what is measured: one for every request of a batch."""
+    return max(workload.batch for workload in workloads)
+
+
+def _settings(args: argparse.Namespace) -> dict[str, str]:
+    return {
+        "shape": f"{args.shape}, mode {args.mode}",
+        "bundles": f"{args.kind} at every layer, for every token; {_resident(args.workloads)} resident unless said",
+        "steered": "a bundle of its own and another strength per request",
+        "resident": "every request draws one of them",
+        "rounds": f"{args.starts} starts of both engines, {args.rounds} rounds each, every variant twice a round",
+    }
 
 
 def _measure(
-    args: argparse.Namespace, model: Path, folder: Path, workload: Workload
-) -> tuple[dict[str, str], dict[Mode, list[list[list[Turn]]]]]:
-    """Description of the machine, and for each mode, start and round two turns."""
+    args: argparse.Namespace, blocks: Sequence[Block], folder: Path
+) -> tuple[dict[str, str], list[list[Rounds]]]:
+    """Description of the machine, and for each start and block the turns of its variants."""
+    model = model_of(args.shape, folder / "model")
+    max_model_len = max(workload.input_tokens + workload.output_tokens for workload in args.workloads)
+    package = Package(args.kind, args.fusion, max([_resident(args.workloads), *args.resident]))
     order = random.Random(0)
-    turns: dict[Mode, list[list[list[Turn]]]] = {mode: [] for mode in Mode}
+    starts = []
     about: dict[str, str] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -181,86 +169,67 @@ def _measure(
             with ExitStack() as stack:
                 engines = {}
                 for steering in (start % 2 == 1, start % 2 == 0):
+                    options = Options(model, max_model_len, args.mode, package if steering else None)
                     log = folder / f"{'steering' if steering else 'plain'}.log"
-                    engine = Engine(model, log, workload, steering=steering, eager=args.eager)
-                    engines[steering] = stack.enter_context(engine)
+                    engines[steering] = stack.enter_context(Engine(options, log))
                 about = engines[True].about
-                rounds = []
-                for _ in range(WARM_UP_ROUNDS + args.rounds):
-                    rounds.append(_round(engines, order))
+                done: list[Rounds] = [{variant.name: [] for variant in block.variants} for block in blocks]
+                for number in range(WARM_UP_ROUNDS + args.rounds):
+                    for block, rounds in zip(blocks, done, strict=True):
+                        for name, turns in _round(engines, block, order).items():
+                            rounds[name] += [turns] if number >= WARM_UP_ROUNDS else []
                     progress.advance(task)
-            for mode in Mode:
-                turns[mode].append([done[mode] for done in rounds[WARM_UP_ROUNDS:]])
-    return about, turns
+            starts.append(done)
+    return about, starts
 
 
-def _round(engines: dict[bool, Engine], order: random.Random) -> dict[Mode, list[Turn]]:
-    """Every mode once in random order, then once in the reverse order."""
-    modes = order.sample(list(Mode), len(Mode))
-    # Prompts are new in every turn, so that none is in the prefix cache, and the same for all modes.
+def _round(engines: dict[bool, Engine], block: Block, order: random.Random) -> dict[str, list[Turn]]:
+    """Every variant once in random order, then once in the reverse order."""
+    variants = order.sample(block.variants, len(block.variants))
+    # Prompts are new in every turn, so that none is in the prefix cache, and the same for all variants.
     seed = order.getrandbits(32)
-    done: dict[Mode, list[Turn]] = {mode: [] for mode in Mode}
-    for mode in (*modes, *reversed(modes)):
-        done[mode].append(engines[mode is not Mode.PLAIN].run(mode, seed + len(done[mode])))
-    _require_effect(done)
+    done: dict[str, list[Turn]] = {variant.name: [] for variant in block.variants}
+    for number, turns in enumerate((variants, variants[::-1])):
+        for variant in turns:
+            turn = engines[variant.package].run(variant.batch(block.workload, seed + number))
+            done[variant.name].append(turn)
+        _require_effect(block, seed + number, {name: turns[number] for name, turns in done.items()})
     return done
 
 
-def _require_effect(done: dict[Mode, list[Turn]]) -> None:
+def _require_effect(block: Block, seed: int, turns: dict[str, Turn]) -> None:
     """A benchmark of steering that does not steer measures nothing."""
-    if any(steered.tokens == idle.tokens for steered, idle in zip(done[Mode.STEERED], done[Mode.IDLE], strict=True)):
-        raise EngineError("a steered batch generated the same tokens as an unsteered one: steering has no effect")
+    for one, other in combinations(block.variants, 2):
+        differ = one.batch(block.workload, seed).bundles != other.batch(block.workload, seed).bundles
+        if differ and turns[one.name].tokens == turns[other.name].tokens:
+            raise EngineError(f"{one.name} and {other.name} generated the same tokens: steering has no effect")
 
 
-def _compare(samples: dict[Mode, Samples], mode: Mode, reference: Mode, goal: float | None) -> Comparison:
-    ours, theirs = samples[mode], samples[reference]
-    return Comparison(
-        mode,
-        reference,
-        goal,
-        throughput=theirs.seconds_over(ours),
-        cpu_time=ours.cpu_seconds_over(theirs),
-        step_p50=ours.step_percentile_over(theirs, 50),
-        step_p99=ours.step_percentile_over(theirs, 99),
-    )
-
-
-def _times(mode: Mode, samples: Samples, workload: Workload) -> Times:
-    return Times(
-        mode,
-        tokens_per_s=workload.batch * workload.output_tokens / samples.batch_percentile(50),
-        step_ms=(1e3 * samples.step_percentile(50), 1e3 * samples.step_percentile(99)),
-        batch_ms=(1e3 * samples.batch_percentile(50), 1e3 * samples.batch_percentile(99)),
-    )
-
-
-def _settings_table(settings: dict[str, str]) -> Table:
-    table = Table(title="Steering overhead", show_header=False)
-    for name, value in settings.items():
-        table.add_row(name, value)
-    return table
-
-
-def _comparisons_table(comparisons: list[Comparison]) -> Table:
-    caption = "throughput: more is better; times: less. open: the goal is inside the interval"
-    table = Table(title="Ratio [95 % interval]", caption=caption)
-    for name in ("", "throughput", "goal", "CPU time", "step p50", "step p99"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for row in comparisons:
-        ratios = (row.cpu_time, row.step_p50, row.step_p99)
-        table.add_row(f"{row.mode} / {row.reference}", str(row.throughput), row.verdict, *map(str, ratios))
-    return table
-
-
-def _times_table(times: list[Times]) -> Table:
-    caption = "p50 / p99; step: a decode step of the whole batch"
-    table = Table(title="For orientation: absolute figures of this run", caption=caption)
-    for name in ("", "generated tokens/s", "step ms", "batch ms"):
-        table.add_column(name, justify="right" if name else "left")
-    for row in times:
-        step, batch = (f"{p50:.1f} / {p99:.1f}" for p50, p99 in (row.step_ms, row.batch_ms))
-        table.add_row(row.mode, f"{row.tokens_per_s:.1f}", step, batch)
-    return table
+def _report(
+    settings: dict[str, str], blocks: Sequence[Block], starts: list[list[Rounds]], json_file: Path | None
+) -> None:
+    comparisons, times = [], []
+    for number, block in enumerate(blocks):
+        samples = {
+            variant.name: Samples.of([start[number][variant.name] for start in starts]) for variant in block.variants
+        }
+        comparisons += compare(block, samples)
+        times += [times_of(block.workload, name, of_variant) for name, of_variant in samples.items()]
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    for table in (
+        settings_table(settings),
+        throughput_table(comparisons),
+        latency_table(comparisons),
+        times_table(times),
+    ):
+        console.print(table)
+    if json_file is not None:
+        report = {
+            "settings": settings,
+            "comparisons": [asdict(comparison) for comparison in comparisons],
+            "times": [asdict(row) for row in times],
+        }
+        json_file.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

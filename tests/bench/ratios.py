@@ -7,11 +7,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-_RESAMPLES = 4000
+_RESAMPLES = 2000
 
 Array = NDArray[np.float64]
-# Takes the times of two modes in one start, each [num_rounds, ...], and gives one ratio.
-Ratio = Callable[[Array, Array], float]
+# Takes times of two variants, each [..., num_rounds, times_per_round], and gives ratios [...].
+Ratio = Callable[[Array, Array], Array]
 
 
 class Timed(Protocol):
@@ -24,7 +24,10 @@ class Timed(Protocol):
     def cpu_seconds(self) -> float: ...
 
     @property
-    def decode_seconds(self) -> Sequence[float]: ...
+    def ttft(self) -> Sequence[float]: ...
+
+    @property
+    def tpot(self) -> Sequence[float]: ...
 
 
 class Interval(NamedTuple):
@@ -40,54 +43,47 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Samples:
-    """Times of one mode; samples of two modes are paired by start and round.
+    """Times of one variant, in seconds; samples of two variants are paired by start and round.
 
     Attributes:
-        turns: [num_starts, num_rounds, turns_per_round], seconds per batch.
-        cpu: [num_starts, num_rounds, turns_per_round], processor seconds per batch.
-        steps: [num_starts, num_rounds, decode_steps_per_round], seconds.
+        seconds: [num_starts, num_rounds, turns_per_round], of batches.
+        cpu_seconds: [num_starts, num_rounds, turns_per_round], processor time of batches.
+        ttft: [num_starts, num_rounds, requests_per_round].
+        tpot: [num_starts, num_rounds, requests_per_round].
     """
 
-    turns: Array
-    cpu: Array
-    steps: Array
+    seconds: Array
+    cpu_seconds: Array
+    ttft: Array
+    tpot: Array
 
     @staticmethod
     def of(starts: Sequence[Sequence[Sequence[Timed]]]) -> "Samples":
         """Samples from starts of equally many rounds of equally many turns."""
+
+        def collected(times: Callable[[Timed], Sequence[float]]) -> Array:
+            return np.array([[[one for turn in turns for one in times(turn)] for turns in start] for start in starts])
+
         return Samples(
-            np.array([[[turn.seconds for turn in turns] for turns in rounds] for rounds in starts]),
-            np.array([[[turn.cpu_seconds for turn in turns] for turns in rounds] for rounds in starts]),
-            np.array([[[s for turn in turns for s in turn.decode_seconds] for turns in rounds] for rounds in starts]),
+            collected(lambda turn: [turn.seconds]),
+            collected(lambda turn: [turn.cpu_seconds]),
+            collected(lambda turn: turn.ttft),
+            collected(lambda turn: turn.tpot),
         )
 
-    def seconds_over(self, other: "Samples") -> Interval:
-        """Median over rounds of this one's seconds / the other's."""
-        return _bootstrap(self.turns, other.turns, _median_ratio)
 
-    def cpu_seconds_over(self, other: "Samples") -> Interval:
-        """Median over rounds of this one's processor seconds / the other's."""
-        return _bootstrap(self.cpu, other.cpu, _median_ratio)
-
-    def step_percentile_over(self, other: "Samples", percentile: float) -> Interval:
-        """Ratio of the percentiles of all decode steps."""
-
-        def ratio(ours: Array, theirs: Array) -> float:
-            return float(np.percentile(ours, percentile) / np.percentile(theirs, percentile))
-
-        return _bootstrap(self.steps, other.steps, ratio)
-
-    def step_percentile(self, percentile: float) -> float:
-        """Percentile of the seconds of a decode step."""
-        return float(np.percentile(self.steps, percentile))
-
-    def batch_percentile(self, percentile: float) -> float:
-        """Percentile of the seconds of a batch, prompt and generation."""
-        return float(np.percentile(self.turns, percentile))
+def ratio_of_rounds(ours: Array, theirs: Array) -> Interval:
+    """Median over rounds of our time / theirs."""
+    return _bootstrap(ours, theirs, lambda ours, theirs: np.median(ours.sum(-1) / theirs.sum(-1), axis=-1))
 
 
-def _median_ratio(ours: Array, theirs: Array) -> float:
-    return float(np.median(ours.sum(1) / theirs.sum(1)))
+def ratio_of_percentiles(ours: Array, theirs: Array, percentile: float) -> Interval:
+    """Percentile of all our times / that of all theirs."""
+
+    def ratio(ours: Array, theirs: Array) -> Array:
+        return np.percentile(ours, percentile, axis=(-2, -1)) / np.percentile(theirs, percentile, axis=(-2, -1))
+
+    return _bootstrap(ours, theirs, ratio)
 
 
 def _bootstrap(ours: Array, theirs: Array, ratio: Ratio) -> Interval:
@@ -100,14 +96,10 @@ def _bootstrap(ours: Array, theirs: Array, ratio: Ratio) -> Interval:
     """
     num_starts, num_rounds = ours.shape[:2]
     rng = np.random.default_rng(0)
-
-    def mean(starts: Sequence[int], rounds: NDArray[np.int64]) -> float:
-        logs = [np.log(ratio(ours[s, r], theirs[s, r])) for s, r in zip(starts, rounds, strict=True)]
-        return float(np.exp(np.mean(logs)))
-
-    def draw() -> float:
-        starts = [int(rng.choice(range(start % 2, num_starts, 2))) for start in range(num_starts)]
-        return mean(starts, rng.integers(num_rounds, size=(num_starts, num_rounds)))
-
-    low, high = np.percentile([draw() for _ in range(_RESAMPLES)], [2.5, 97.5])
-    return Interval(mean(range(num_starts), np.tile(np.arange(num_rounds), (num_starts, 1))), float(low), float(high))
+    logs = []
+    for start in range(num_starts):
+        starts = rng.choice(np.arange(start % 2, num_starts, 2), (_RESAMPLES, 1))
+        rounds = rng.integers(num_rounds, size=(_RESAMPLES, num_rounds))
+        logs.append(np.log(ratio(ours[starts, rounds], theirs[starts, rounds])))
+    low, high = np.percentile(np.exp(np.mean(logs, axis=0)), [2.5, 97.5])
+    return Interval(float(np.exp(np.mean(np.log(ratio(ours, theirs))))), float(low), float(high))

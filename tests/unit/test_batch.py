@@ -94,6 +94,40 @@ def test_rejected_drafts_are_not_counted(sampled: int, count: int) -> None:
     assert counts.read({"r": sampled}) == {"r": ("id", (count,))}
 
 
+def test_a_count_is_what_it_was_when_its_step_was_filled() -> None:
+    """Asynchronous scheduling reads a step's counts after the next step was filled."""
+    batch = make_batch()
+    batch.add("r", params(Term("a", 1.0, "all")), 3)
+    batch.fill([Scheduled("r", 0, 3)], no_text)
+    counts = batch.counts()
+    batch.fill([Scheduled("r", 3, 1)], no_text)
+    assert counts is not None
+    assert counts.read({}) == {"r": ("id", (3,))}
+
+
+def test_spans_that_nobody_configured_leave_no_plan() -> None:
+    batch = make_batch({"tool_calls": SPANS["tool_calls"]})
+    batch.add("r", params(Term("a", 1.0, "all", ("reasoning",))), 3)
+    assert batch.plans == {}
+
+
+def test_preempted_requests_leave_their_states_to_others() -> None:
+    """More requests with spans than run at once, because preempted ones wait; each goes on where it was."""
+    batch = make_batch(SPANS)
+    excluding = Term("a", 1.0, "all", ("reasoning",))
+    for number in range(SIZES.max_num_reqs + 2):
+        batch.add(f"r{number}", params(excluding), 2)
+        batch.fill([Scheduled(f"r{number}", 0, 2)], lambda index: ())
+        batch.finish_fill(torch.tensor([1, 5]))
+        batch.pause(f"r{number}")
+    batch.fill([Scheduled("r0", 2, 1)], lambda index: [1, 5])
+    batch.finish_fill(torch.tensor([6]))
+    assert effect(batch, 0) == [], "it is still inside the span"
+    for number in range(SIZES.max_num_reqs + 2):
+        batch.remove(f"r{number}")
+    assert len(batch._free_states) == SIZES.max_num_reqs
+
+
 TEXT = [0, 1, 5, 2, 6, 3, 7, 1, 8, 4, 9, 2, 0, 3, 3, 4, 0]
 TERMS = (
     Term("a", 0.5, "all", ("reasoning",)),

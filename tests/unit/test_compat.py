@@ -26,6 +26,7 @@ def vllm_config() -> Any:
             prefill_context_parallel_size=1,
             decode_context_parallel_size=1,
             use_ubatching=False,
+            tensor_parallel_size=1,
         ),
         model_config=SimpleNamespace(enable_sleep_mode=False, runner_type="generate", enforce_eager=True),
         scheduler_config=SimpleNamespace(scheduler_cls=None, async_scheduling=False),
@@ -34,6 +35,8 @@ def vllm_config() -> Any:
         speculative_config=None,
         lora_config=None,
         kv_transfer_config=None,
+        cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
+        compilation_config=SimpleNamespace(pass_config=SimpleNamespace(enable_sp=True)),
     )
 
 
@@ -85,6 +88,8 @@ def test_servable() -> None:
         ("parallel_config.prefill_context_parallel_size", 2, "--prefill-context-parallel-size"),
         ("parallel_config.use_ubatching", True, "--enable-dbo"),
         ("model_config.enable_sleep_mode", True, "--enable-sleep-mode"),
+        ("parallel_config.tensor_parallel_size", 2, "sequence parallelism"),
+        ("cache_config.kv_sharing_fast_prefill", True, "--kv-sharing-fast-prefill"),
         ("model_config.runner_type", "pooling", "--runner pooling"),
         ("speculative_config", SimpleNamespace(method="eagle"), "--speculative-config with method eagle"),
         ("kv_transfer_config", object(), "--kv-transfer-config"),
@@ -103,7 +108,6 @@ def test_not_servable(path: str, value: object, flag: str) -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("parallel_config.tensor_parallel_size", 2),
         ("lora_config", object()),
         ("speculative_config", SimpleNamespace(method="ngram")),
         ("device_config.device_type", "cuda"),
@@ -145,6 +149,20 @@ def test_enabling(is_async: bool, name: str) -> None:
         IncompatibleVllmError, match=rf"The scheduler class is server\.engine\.scheduler\.{name}, expected"
     ):
         require_enabled(config)
+
+
+def test_tensor_parallelism() -> None:
+    config = vllm_config()
+    config.parallel_config.tensor_parallel_size = 2
+    config.compilation_config.pass_config.enable_sp = False
+    require_servable(config)
+
+
+def test_an_engine_without_settings_does_not_start() -> None:
+    config = vllm_config()
+    config.additional_config = {}
+    with pytest.raises(IncompatibleVllmError, match="no settings; start it with `llm_arguments`"):
+        enable(config)
 
 
 def test_an_engine_without_our_scheduler_does_not_start() -> None:

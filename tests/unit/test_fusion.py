@@ -7,7 +7,7 @@ import sys
 import pytest
 from torch import nn
 
-from server.engine.fusion import norms_after
+from server.engine.fusion import forward_of, norms_after, reduces_itself
 
 TIMEOUT_S = 180
 # A process of its own, because importing vLLM's models changes the one that does it.
@@ -116,6 +116,16 @@ class Peeking(Model):
         return hidden_states
 
 
+class Scaling(Model):
+    """Gives the layer something else than the stream."""
+
+    def forward(self, hidden_states, residual):  # type: ignore[no-untyped-def]
+        for layer in self.layers:
+            hidden_states, residual = layer(hidden_states * 2, residual)
+        hidden_states, _ = self.norm(hidden_states, residual)
+        return hidden_states
+
+
 class LateNorm(Model):
     """Adds the residual itself."""
 
@@ -148,6 +158,7 @@ def built(model: type[nn.Module], *layers: type[nn.Module]) -> tuple[nn.Module, 
         (Model, (Layer, Scaled, Layer), [1, 2]),
         (Model, (Layer, OtherNorm, Layer), [1, 2]),
         (Peeking, (Layer, Layer, Layer), []),
+        (Scaling, (Layer, Layer, Layer), []),
         (LateNorm, (Layer, Layer, Layer), [0, 1]),
     ],
 )
@@ -155,15 +166,30 @@ def test_only_the_known_form_is_fused(
     model: type[nn.Module], layers: tuple[type[nn.Module], ...], fused: list[int]
 ) -> None:
     owner, present = built(model, *layers)
-    norms = norms_after(owner, present)
+    norms = norms_after(owner, present, len(present))
     assert list(norms) == fused
     for index in fused:
         expected = owner.norm if index == 2 else owner.layers[index + 1].input_layernorm
         assert norms[index].module is expected
 
 
+class Reducing(Layer):
+    """Sums over the ranks by itself."""
+
+    def forward(self, hidden_states, residual):  # type: ignore[no-untyped-def]
+        if residual is not None:
+            hidden_states, residual = fused_allreduce_rms_norm(hidden_states, residual, self.norm)  # noqa: F821
+        return hidden_states, residual
+
+
+def test_layers_that_sum_over_the_ranks_by_themselves() -> None:
+    assert reduces_itself(forward_of(Reducing()))
+    assert not reduces_itself(forward_of(Layer()))
+
+
 @pytest.mark.usefixtures("every_norm_counts")
 def test_the_last_layer_of_a_stage_is_not_fused() -> None:
     owner, present = built(Model, Layer, Layer, Layer)
-    owner.norm = None
-    assert list(norms_after(owner, {0: present[0], 1: present[1]})) == [0]
+    # Some models have the last norm on every stage, also where it never runs.
+    assert owner.norm is not None
+    assert list(norms_after(owner, {0: present[0], 1: present[1]}, 3)) == [0]

@@ -42,10 +42,6 @@ def test_the_checksum_sees_every_change() -> None:
     assert len({checksum(spec, data), *changed}) == 4
 
 
-def test_layers() -> None:
-    assert PROGRAM.layers == [0, 2, 2]
-
-
 @pytest.mark.parametrize("layers", [range(0, 3), range(0), range(3, 9), (0, 2), (1, 3)])
 def test_gates_within_a_stage(layers: Sequence[int]) -> None:
     PROGRAM.require_gates_within(layers)
