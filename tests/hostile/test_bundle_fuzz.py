@@ -132,7 +132,7 @@ def check_program(bundle: Bundle) -> None:
     num_rows = program.rows.shape[0]
     assert program.rows.shape[1] == manifest.target.hidden_size
     assert program.num_gates <= NUM_GATES
-    assert max(Counter(program.layers).values()) <= MAX_OPS
+    assert max(Counter(step.layer for step in program.steps).values()) <= MAX_OPS
     ready = set(program.triggers)
     for each in sorted(program.steps, key=lambda entry: entry.layer):
         assert all(-1 <= row < num_rows for row in (each.read, each.write, each.read2, each.write2))

@@ -203,7 +203,7 @@ def test_the_program_does_what_the_manifest_says(tmp_path: Path, name: str, stre
     path = tmp_path / "b.safetensors"
     write_bundle(path, manifest_of(fields), dict(tensors))
     program = lower(load_bundle(path), {})
-    assert program.layers == [LAYER]
+    assert [step.layer for step in program.steps] == [LAYER]
     assert program.rows.shape == (sum(tensor.numel() for tensor in tensors.values()) // HIDDEN_SIZE, HIDDEN_SIZE)
     x = tokens()
     torch.testing.assert_close(applied(program, LAYER, x, strength), formula(x, strength), rtol=1e-4, atol=1e-4)

@@ -75,7 +75,7 @@ def test_triggers_come_from_the_served_tokenizer(gated: Callable[..., Profile]) 
 def test_layers_that_are_only_read_are_not_steered(gated: Callable[..., Profile]) -> None:
     profile = gated("gated", 1)
     assert profile.layers == [1, 4]
-    assert profile.program({1: "\n"}).layers == [0, 1, 4]
+    assert [step.layer for step in profile.program({1: "\n"}).steps] == [0, 4, 1]
 
 
 def test_more_gates_than_a_slot_holds(gated: Callable[..., Profile]) -> None:
