@@ -90,7 +90,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--workloads",
         type=_workloads,
-        default="1x32+16,8x128+16,32x16+16",
+        default="1x32+16,8x128+16,32x16+8",
         help="requests at a time x prompt tokens + generated tokens (default: %(default)s)",
     )
     counts = {"type": lambda text: [int(one) for one in text.split(",") if one], "metavar": "N,N"}
