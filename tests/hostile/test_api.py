@@ -83,7 +83,7 @@ def stays_healthy(eager: Any) -> Any:
         ({"name": "careful", "strenght": 0.5}, UNKNOWN, ["'strenght'", "name, strength, scope"]),
         ({"profile": "careful"}, UNKNOWN, ["'profile'"]),
         ({"name": "careful", "{0}%s": 1}, UNKNOWN, ["{0}%s"]),
-        (["double", "double", "double"], TOO_MANY, ["layer 4", "at most 4"]),
+        ([{"name": "double", "strength": 0.5}] * 5, TOO_MANY, ["layer 4", "at most 8"]),
     ],
     ids=lambda value: str(value)[:40],
 )
