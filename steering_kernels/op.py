@@ -123,9 +123,9 @@ def steer_add_rms_norm_(
     )
 
 
-def _check_rows(name: str, rows: Tensor) -> None:
+def _check_rows(name: str, rows: Tensor, first: str = "num_tokens") -> None:
     if rows.dim() != 2:
-        raise ValueError(f"{name} {tuple(rows.shape)} must be [num_tokens, hidden_size]")
+        raise ValueError(f"{name} {tuple(rows.shape)} must be [{first}, hidden_size]")
     if rows.dtype not in _FLOATS:
         raise ValueError(f"{name} is {rows.dtype}, expected bfloat16, float16 or float32")
     if rows.stride(1) != 1:
@@ -150,7 +150,7 @@ def _check_tables(
     strengths: Tensor,
     gates: Tensor,
 ) -> None:
-    _check_rows("pool", pool)
+    _check_rows("pool", pool, "num_rows")
     num_tokens, hidden_size = hidden.shape
     if pool.shape[1] != hidden_size:
         raise ValueError(f"pool {tuple(pool.shape)} must be [num_rows, {hidden_size}], rows as long as hidden's")

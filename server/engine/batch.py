@@ -13,31 +13,13 @@ from server.engine.row_pool import RowPool
 from server.engine.slot_table import SlotKey, SlotTable
 from server.engine.spans import SpanStepBuilder, SpanTable, SpanTokens
 from server.engine.steering import Steering
+from server.engine.step_counts import PendingCounts, Scheduled, StepCounts, to_host
 from server.engine.token_table import TokenTable
 from server.engine.triggers import TriggerTable
 from steering_kernels import NUM_GATES
 
 # Parts of a request that may be steered differently in one step: before, at and after the end of its prompt.
 _PARTS = 3
-
-# {request id: (steering id, tokens steered so far by term)}
-Counts = Mapping[str, tuple[str, tuple[int, ...]]]
-
-
-class Scheduled(NamedTuple):
-    """Tokens of one request in a step.
-
-    Attributes:
-        request_id: the engine's id.
-        start: absolute position of the first.
-        num_tokens: how many, drafts included.
-        num_drafts: how many of them, at the end, are drafts of speculative decoding.
-    """
-
-    request_id: str
-    start: int
-    num_tokens: int
-    num_drafts: int = 0
 
 
 class Sizes(NamedTuple):
@@ -49,58 +31,6 @@ class Sizes(NamedTuple):
     vocab_size: int
     max_num_reqs: int
     max_num_tokens: int
-
-
-class _Pending(NamedTuple):
-    """Counts of a step that are still on their way from the device: where each row of `counts` belongs."""
-
-    counts: Tensor
-    ready: torch.cuda.Event | None
-    owners: Sequence[tuple[RequestPlan, Segment]]
-
-
-class StepCounts:
-    """Token counts of one step, to be read when its output is there.
-
-    Under asynchronous scheduling that is after the next step was filled, so what is known already is kept as it was.
-
-    Args:
-        known: counts of the requests that need nothing from the device or the output.
-        drafted: tokens of requests with drafts, of which the output says how many were accepted.
-        pending: counts that are still on their way from the device.
-        plans: requests with spans or drafts by id.
-    """
-
-    def __init__(
-        self,
-        known: Counts,
-        drafted: Sequence[Scheduled],
-        pending: _Pending | None,
-        plans: Mapping[str, RequestPlan],
-    ) -> None:
-        self._known = known
-        self._drafted = drafted
-        self._pending = pending
-        self._plans = plans
-
-    def read(self, num_sampled: Mapping[str, int]) -> Counts:
-        """Counts of all requests of the step.
-
-        Args:
-            num_sampled: tokens that each request got; with drafts it says how many of them were accepted.
-        """
-        if self._pending is not None:
-            if self._pending.ready is not None:
-                self._pending.ready.synchronize()
-            for (plan, segment), row in zip(self._pending.owners, self._pending.counts.tolist(), strict=True):
-                for variant, count in zip(segment.variants, row, strict=True):
-                    plan.count(variant, count)
-        for tokens in self._drafted:
-            accepted = max(0, num_sampled.get(tokens.request_id, 0) - 1)
-            plan = self._plans[tokens.request_id]
-            plan.advance(tokens.start + tokens.num_tokens - tokens.num_drafts + accepted)
-        late = {key: (plan.steering_id, tuple(plan.tokens_steered)) for key, plan in self._plans.items()}
-        return {**self._known, **late}
 
 
 class SteeredBatch:
@@ -135,7 +65,7 @@ class SteeredBatch:
         self._device = device
         self._step: Sequence[Scheduled] = ()
         self._span_step: tuple[SpanStepBuilder, list[tuple[RequestPlan, Segment]]] | None = None
-        self._pending: _Pending | None = None
+        self._pending: PendingCounts | None = None
 
     def add(self, request_id: str, sampling_params: Any, num_prompt_tokens: int) -> None:
         """Take up a request that the scheduler sends for the first time, or again after a preemption.
@@ -251,7 +181,7 @@ class SteeredBatch:
             builder, owners = self._span_step
             step = builder.build().to(self._device)
             counts = self._spans.apply_(step, input_ids, self.tokens.slot_ids, self.tokens.strengths)
-            self._pending = _to_host(counts[1:], owners)
+            self._pending = to_host(counts[1:], owners)
         if not self._triggered.isdisjoint(tokens.request_id for tokens in self._step):
             count = min(input_ids.shape[0], self.gates.shape[0])
             self.slots.triggers.set_gates_(self.gates[:count], self.tokens.slot_ids[:count], input_ids[:count])
@@ -293,13 +223,3 @@ def _count_cached(plan: RequestPlan, states: Sequence[int]) -> None:
 
 def _overlap(segment: Segment, tokens: Scheduled) -> tuple[int, int]:
     return max(segment.start, tokens.start), min(segment.stop, tokens.start + tokens.num_tokens)
-
-
-def _to_host(counts: Tensor, owners: Sequence[tuple[RequestPlan, Segment]]) -> _Pending:
-    if counts.device.type == "cpu":
-        return _Pending(counts, None, owners)
-    host = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
-    host.copy_(counts, non_blocking=True)
-    ready = torch.cuda.Event()
-    ready.record()
-    return _Pending(host, ready, owners)

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from itertools import repeat
 from typing import Any
 
-from server.engine.batch import Scheduled, Sizes, SteeredBatch, StepCounts
+from server.engine.batch import Sizes, SteeredBatch
 from server.engine.compat import IncompatibleVllmError, require_signature
 from server.engine.config import EngineSettings
 from server.engine.layers import SteeredModel, steer_model
+from server.engine.step_counts import Scheduled, StepCounts
 from steering_kernels import backends
 
 # Attribute under which a step's ModelRunnerOutput carries the `Counts` of its steered requests.

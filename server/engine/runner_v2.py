@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from itertools import repeat
 from typing import Any
 
-from server.engine.batch import Scheduled, SteeredBatch
+from server.engine.batch import SteeredBatch
 from server.engine.compat import require_signature
 from server.engine.layers import SteeredModel
 from server.engine.runner import attach, prepare
+from server.engine.step_counts import Scheduled
 
 
 class SteeringRunnerV2:

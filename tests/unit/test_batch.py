@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from server.engine.batch import Scheduled, Sizes, SteeredBatch
+from server.engine.batch import Sizes, SteeredBatch
 from server.engine.program import Program, Step
 from server.engine.spans import SpanTokens
 from server.engine.steering import Steering, Term
+from server.engine.step_counts import Scheduled
 from steering_kernels import Code, Kind, Param
 
 CPU = torch.device("cpu")

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from server.engine.batch import Scheduled, Sizes, SteeredBatch
+from server.engine.batch import Sizes, SteeredBatch
 from server.engine.compat import IncompatibleVllmError
 from server.engine.layers import SteeredLayer, SteeredModel, find_decoder_layers, steer_model
 from server.engine.program import Program, Step
 from server.engine.steering import Steering, Term
+from server.engine.step_counts import Scheduled
 from steering_kernels import Kind
 
 SIZE, NUM_LAYERS = 4, 3
