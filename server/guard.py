@@ -3,26 +3,40 @@
 import json
 import re
 from collections import deque
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl
 
+from starlette._utils import get_route_path
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from artifacts.errors import quoted
+from server.auth.rules import is_steering
 from server.errors import ErrorCode, SteeringRequestError
-from server.routes.steered import SteeringService
 from server.schema import steering_key
+from server.service import SteeringService
 
 _FORM_FIELD = re.compile(rb"content-disposition:\s*form-data;\s*name=\"(steer[^\"]{0,64})", re.IGNORECASE)
+_DRAINING = SteeringRequestError(
+    ErrorCode.DRAINING,
+    "This server is shutting down and takes no more requests; send it to another one.",
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    None,
+    {"retry-after": "1"},
+)
+# Behind this guard, vLLM's hosting-container support makes it the model's name.
+_ADAPTER_HEADER = "x-amzn-sagemaker-adapter-identifier"
 STEERED_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 
 
 class SteeringGuard:
     """Refuses to let a request for steering go unheard.
 
-    On every route but the steered ones vLLM would ignore it: a `steer*` key of a JSON body, a `steer*` field of a form,
-    or the model name `<model>@<profile>` (`/invocations` ignores the model's name). On all routes it would ignore a
-    `steer*` query parameter.
+    On every route but the steered ones (and the admin API's, which take no unknown fields) vLLM would ignore it: a
+    `steer*` key of a JSON body, a `steer*` field of a form, or the model name `<model>@<profile>` (`/invocations`
+    ignores the model's name). On all routes it would ignore a `steer*` query parameter. A server that is about to end
+    takes nothing new, so that what runs can end in time.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -33,9 +47,13 @@ class SteeringGuard:
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
             await self._app(scope, receive, send)
             return
-        path = scope["path"]
+        path, route = scope["path"], get_route_path(scope)
+        service: SteeringService = scope["app"].state.steering
+        if service.reconciler.state == "draining" and not is_steering(route):
+            await _DRAINING.response()(scope, receive, send)
+            return
         asked = _asked_in_query(scope["query_string"])
-        if asked is None and path.removeprefix(scope.get("root_path", "")) not in STEERED_PATHS:
+        if asked is None and route not in STEERED_PATHS and not is_steering(route):
             messages = await _read(receive)
             asked = _asked_in_body(b"".join(message.get("body", b"") for message in messages), scope)
             receive = _replay(messages, receive)
@@ -83,10 +101,11 @@ def _asked_in_body(body: bytes, scope: Scope) -> str | None:
         return None if form_field is None else f"the form field {quoted(form_field[1].decode('latin-1'))}"
     if not isinstance(data, dict):
         return None
-    name, model = steering_key(data), data.get("model")
+    name = steering_key(data)
     if name is not None:
         return f"the field {quoted(name)}"
     service: SteeringService = scope["app"].state.steering
-    if isinstance(model, str) and service.split_model(model)[1] is not None:
-        return f"the model {quoted(model)}"
+    for model in (data.get("model"), Headers(scope=scope).get(_ADAPTER_HEADER)):
+        if isinstance(model, str) and service.split_model(model)[1] is not None:
+            return f"the model {quoted(model)}"
     return None

@@ -1,13 +1,13 @@
 """From a bundle's manifest to the engine's program: names become numbers, choices become flags."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
 
 from artifacts.bundle import Bundle
-from artifacts.manifest import Intervention, Parameters
+from artifacts.manifest import Intervention, Manifest, Parameters
 from server.engine.program import Program, Step
 from steering_kernels import Flag, Kind
 
@@ -15,7 +15,27 @@ _ACTIVATION = {"relu": Flag(0), "jump_relu": Flag.JUMP_RELU, "identity": Flag.ID
 _EDIT = {"scale": Flag(0), "set": Flag.EDIT_SET, "add": Flag.EDIT_ADD}
 
 
-def lower(bundle: Bundle, triggers: Mapping[str, tuple[int, ...]]) -> Program:
+def kept_interventions(manifest: Manifest, layers: Collection[int] | None) -> list[Intervention]:
+    """Interventions of a bundle that a profile applies: all of them, or those at some layers.
+
+    Args:
+        manifest: of the bundle.
+        layers: the layers (0-based); None for all.
+
+    Returns:
+        In listed order. A condition stays where something that is kept waits for its gate, at whatever layer it reads.
+    """
+    if layers is None:
+        return list(manifest.interventions)
+    awaited = {step.gate for step in manifest.interventions if step.layer in layers and step.gate is not None}
+    return [
+        step
+        for step in manifest.interventions
+        if (step.sets in awaited if step.kind == "condition" else step.layer in layers)
+    ]
+
+
+def lower(bundle: Bundle, triggers: Mapping[str, tuple[int, ...]], layers: Collection[int] | None = None) -> Program:
     """The program that does what a bundle's manifest says.
 
     Each runtime tensor is stored once, also where a kind reads and writes the same rows.
@@ -23,9 +43,11 @@ def lower(bundle: Bundle, triggers: Mapping[str, tuple[int, ...]]) -> Program:
     Args:
         bundle: passed every check.
         triggers: token ids by gate, of every trigger of the manifest.
+        layers: see `kept_interventions`.
     """
     manifest = bundle.manifest
-    names = [name for step in manifest.interventions for name in step.tensors]
+    kept = kept_interventions(manifest, layers)
+    names = [name for step in kept for name in step.tensors]
     tensors = [bundle.rows[name].reshape(-1, manifest.target.hidden_size) for name in names]
     places: dict[str, int] = {}
     num_rows = 0
@@ -33,7 +55,7 @@ def lower(bundle: Bundle, triggers: Mapping[str, tuple[int, ...]]) -> Program:
         places[name] = num_rows
         num_rows += tensor.shape[0]
     gates = {gate: index for index, gate in enumerate(manifest.gates)}
-    steps = tuple(_step(intervention, places, gates) for intervention in manifest.interventions)
+    steps = tuple(_step(intervention, places, gates) for intervention in kept)
     return Program(torch.cat(tensors), steps, len(gates), {gates[gate]: triggers[gate] for gate in manifest.triggers})
 
 

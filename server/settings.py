@@ -3,23 +3,25 @@
 import argparse
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
-from artifacts.bundle import load_bundle
-from artifacts.errors import BundleError
 from artifacts.manifest import ExcludedSpan
-from artifacts.verify import ServedModel, check_target
 from server.engine.config import DEFAULT_ROWS, FUSIONS, Fusion
 from server.engine.span_tokens import SpanTexts
 from server.engine.steering import SPAN_NAMES
-from server.profiles import Profile, ProfileTable
+from server.programs import FingerprintPolicy
+from server.sources.remote import SCHEMES
+from server.sources.signature import SignatureMode
 
 # As in the manifest: `@` separates name and version in a request, so it cannot be part of a name.
 _PROFILE_NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
 
-FingerprintPolicy = Literal["enforce", "ignore"]
+DEFAULT_BUNDLE_MIB = 256
+DEFAULT_WRITE_RATE = 20
+DEFAULT_KEEP_VERSIONS = 2
+DEFAULT_METRIC_PROFILES = 200
 EXCLUDABLE: tuple[ExcludedSpan, ...] = get_args(ExcludedSpan)
 
 
@@ -54,8 +56,18 @@ class SteeringSettings:
         fingerprint: `enforce` refuses a bundle made for other weights of the same shape; `ignore` is for quantised
             copies of the weights that the bundle was made for.
         fusion: how steering is folded into the norm that follows a layer.
-        exclude: spans that profiles leave unsteered; a later entry wins.
+        exclude: spans that the profiles of `bundles` leave unsteered; a later entry wins.
         spans: delimiters of spans, by name, in place of those that vLLM's parsers know.
+        registry: folder of the registry; None for one that ends with the server.
+        keys: file of the keys; None for none.
+        write_rate: changes per second that a key may make.
+        bundle_root: folder that the admin API may take bundles from.
+        remote: remote places that it may take bundles from.
+        signatures: what is demanded of the signatures of bundles.
+        signature_keys: files of the public keys that signatures are checked with.
+        max_bundle_bytes: bound of a bundle's size.
+        keep_versions: previous versions of each profile that stay loaded.
+        metric_profiles: profiles with metric series of their own.
     """
 
     bundles: tuple[BundleSource, ...]
@@ -64,6 +76,16 @@ class SteeringSettings:
     fusion: Fusion = "auto"
     exclude: tuple[Exclusion, ...] = ()
     spans: Mapping[str, SpanTexts] = field(default_factory=dict)
+    registry: Path | None = None
+    keys: Path | None = None
+    write_rate: int = DEFAULT_WRITE_RATE
+    bundle_root: Path | None = None
+    remote: frozenset[str] = frozenset()
+    signatures: SignatureMode = "off"
+    signature_keys: tuple[Path, ...] = ()
+    max_bundle_bytes: int = DEFAULT_BUNDLE_MIB << 20
+    keep_versions: int = DEFAULT_KEEP_VERSIONS
+    metric_profiles: int = DEFAULT_METRIC_PROFILES
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +98,81 @@ class SteeringSettings:
             default=[],
             metavar="[NAME=]FILE",
             type=_bundle_source,
-            help="Serve each bundle FILE as a profile, called NAME or as its manifest says.",
+            help="Serve each bundle FILE as a profile, called NAME or as its manifest says. A profile of the registry "
+            "that has had this very file before stays as it is.",
+        )
+        group.add_argument(
+            "--steering-registry",
+            type=Path,
+            metavar="DIR",
+            help="Folder that keeps bundles, profiles, their history and the audit log over restarts. Several servers "
+            "on one machine may share it. Without it they end with the server.",
+        )
+        group.add_argument(
+            "--steering-keys",
+            type=Path,
+            metavar="FILE",
+            help="YAML file of keys (expertsteer key new --file FILE); read again when it changes. A write key for the "
+            "admin API may also be given in the environment variable EXPERTSTEER_ADMIN_KEY.",
+        )
+        group.add_argument(
+            "--steering-write-rate",
+            type=_positive,
+            default=DEFAULT_WRITE_RATE,
+            metavar="N",
+            help="Changes per second that the admin API takes from each key, after a burst of five times as many "
+            "(default: %(default)s).",
+        )
+        group.add_argument(
+            "--steering-bundle-root",
+            type=Path,
+            metavar="DIR",
+            help="Folder from which the admin API may take bundles by name.",
+        )
+        group.add_argument(
+            "--steering-remote",
+            nargs="+",
+            choices=sorted(SCHEMES),
+            default=[],
+            help="Remote places from which the admin API may take bundles, by address and digest.",
+        )
+        group.add_argument(
+            "--steering-signatures",
+            choices=get_args(SignatureMode),
+            default="off",
+            help="Check the signatures of bundles (OpenSSF model signing) and refuse, or only report, what is not "
+            "signed by one of the keys (default: %(default)s).",
+        )
+        group.add_argument(
+            "--steering-signature-key",
+            action="extend",
+            nargs="+",
+            default=[],
+            type=Path,
+            metavar="FILE",
+            help="Public key (PEM) that signatures are checked with.",
+        )
+        group.add_argument(
+            "--steering-max-bundle-mib",
+            type=_positive,
+            default=DEFAULT_BUNDLE_MIB,
+            metavar="MIB",
+            help="Largest bundle that the admin API takes (default: %(default)s).",
+        )
+        group.add_argument(
+            "--steering-keep-versions",
+            type=_whole,
+            default=DEFAULT_KEEP_VERSIONS,
+            metavar="N",
+            help="Previous versions of each profile that stay loaded, for rollback and for requests that name them "
+            "(default: %(default)s).",
+        )
+        group.add_argument(
+            "--steering-metric-profiles",
+            type=_whole,
+            default=DEFAULT_METRIC_PROFILES,
+            metavar="N",
+            help="Profiles with metric series of their own; the others count as `other` (default: %(default)s).",
         )
         group.add_argument(
             "--steering-rows",
@@ -106,8 +202,8 @@ class SteeringSettings:
             default=[],
             metavar="[PROFILE=]SPAN[,SPAN]",
             type=_exclusion,
-            help=f"Spans that PROFILE, or every profile, leaves unsteered: {', '.join(EXCLUDABLE)}, or none. In place "
-            "of what the bundle says.",
+            help="Spans that PROFILE, or every profile of --steering-bundle, leaves unsteered: "
+            f"{', '.join(EXCLUDABLE)}, or none. In place of what the bundle says.",
         )
         group.add_argument(
             "--steering-span",
@@ -123,44 +219,39 @@ class SteeringSettings:
     @staticmethod
     def from_args(args: argparse.Namespace) -> "SteeringSettings":
         """Settings from parsed arguments."""
-        return SteeringSettings(
+        settings = SteeringSettings(
             tuple(args.steering_bundle),
             args.steering_rows,
             args.steering_fingerprint,
             args.steering_fusion,
             tuple(args.steering_exclude),
             {span.name: span.texts for span in args.steering_span},
+            registry=args.steering_registry,
+            keys=args.steering_keys,
+            write_rate=args.steering_write_rate,
+            bundle_root=args.steering_bundle_root,
+            remote=frozenset(args.steering_remote),
+            signatures=args.steering_signatures,
+            signature_keys=tuple(args.steering_signature_key),
+            max_bundle_bytes=args.steering_max_bundle_mib << 20,
+            keep_versions=args.steering_keep_versions,
+            metric_profiles=args.steering_metric_profiles,
         )
+        if settings.signatures != "off" and not settings.signature_keys:
+            raise ValueError("--steering-signatures needs a --steering-signature-key to check with.")
+        return settings
 
-    def load_profiles(self, served: ServedModel) -> ProfileTable:
-        """Read the bundles and hold them against the served model.
+    def exclude_of(self, name: str, recommended: tuple[ExcludedSpan, ...]) -> tuple[ExcludedSpan, ...]:
+        """Spans that a profile of `bundles` leaves unsteered.
 
-        Raises:
-            BundleError: a file is damaged or belongs to another model; the message names the file.
-            ValueError: two profiles have one name, or one that does not exist is told what to exclude.
+        Args:
+            name: of the profile.
+            recommended: what its bundle says.
         """
-        profiles = ProfileTable(self._load_profile(source, served) for source in self.bundles)
-        names = {profile.name for profile in profiles}
         for exclusion in self.exclude:
-            if exclusion.profile is not None and exclusion.profile not in names:
-                raise ValueError(
-                    f"--steering-exclude names profile {exclusion.profile!r}; "
-                    f"served: {', '.join(sorted(names)) or 'none'}."
-                )
-        return profiles
-
-    def _load_profile(self, source: BundleSource, served: ServedModel) -> Profile:
-        try:
-            bundle = load_bundle(source.path)
-            expected = served.fingerprint if self.fingerprint == "enforce" else bundle.manifest.target.fingerprint
-            check_target(bundle, replace(served, fingerprint=expected))
-        except BundleError as error:
-            raise BundleError(error.code, f"{source.path}: {error}") from error
-        profile = Profile.from_bundle(bundle, source.name)
-        for exclusion in self.exclude:
-            if exclusion.profile in (None, profile.name):
-                profile = replace(profile, exclude=exclusion.spans)
-        return profile
+            if exclusion.profile in (None, name):
+                recommended = exclusion.spans
+        return recommended
 
 
 def _bundle_source(text: str) -> BundleSource:
@@ -198,3 +289,7 @@ def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def _whole(text: str) -> int:
+    return 0 if text == "0" else _positive(text)

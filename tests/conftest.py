@@ -16,14 +16,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
 import torch
+from hypothesis import settings
 
 from artifacts.bundle import Bundle, load_bundle, write_bundle
 from artifacts.manifest import Intervention, Manifest, ModelIdentity, Scope
+from server.client import SteeringClient
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 LAB = Path(__file__).parents[1] / "artifacts" / "lab"
 TARGET = LAB / "models" / "target"
@@ -51,6 +57,8 @@ ENGINE_FLAGS = (
     *("--max-logprobs", "640", "--enable-prompt-tokens-details"),
 )
 _LOG_TAIL_LINES = 40
+ADMIN_KEY = "admin-key-of-the-tests"
+MAX_BUNDLE_MIB = 2
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,20 @@ class Server:
         """What the workers say about themselves."""
         workers: list[dict[str, Any]] = self.client.get("/v1/steering/status").json()["workers"]
         return workers
+
+
+class Operated(NamedTuple):
+    """A server whose registry tests may change.
+
+    Attributes:
+        server: for requests.
+        admin: for changes, with a write key.
+        registry: its folder.
+    """
+
+    server: Server
+    admin: SteeringClient
+    registry: Path
 
 
 def _free_port() -> int:
@@ -274,6 +296,47 @@ def start_server(
         return _running(command, vllm_environment | environment, log)
 
     return start
+
+
+@pytest.fixture(scope="session")
+def start_operated(
+    vllm_environment: dict[str, str], bundle_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., contextlib.AbstractContextManager[Operated]]:
+    """Start a server on a registry, with an admin key and no bundle of its own unless `bundles` names some."""
+
+    @contextlib.contextmanager
+    def start(
+        name: str, *flags: str, registry: Path | None = None, bundles: Sequence[str] = (), **environment: str
+    ) -> Iterator[Operated]:
+        folder = tmp_path_factory.mktemp(name) / "registry" if registry is None else registry
+        flags = ("--enforce-eager", "--max-num-seqs", "64", "--steering-registry", str(folder), *flags)
+        flags = (*flags, "--steering-write-rate", "10000")
+        if bundles:
+            flags = (*flags, "--steering-bundle", *(f"{bundle}={bundle_files[bundle]}" for bundle in bundles))
+        command = ["-m", "server.cli", "serve", str(TARGET), *ENGINE_FLAGS, *flags]
+        environment = vllm_environment | {"EXPERTSTEER_ADMIN_KEY": ADMIN_KEY} | environment
+        log = tmp_path_factory.mktemp("logs") / f"{name}.log"
+        with _running(command, environment, log) as server, SteeringClient(server.url, ADMIN_KEY) as admin:
+            server.client.headers["authorization"] = f"Bearer {ADMIN_KEY}"
+            yield Operated(server, admin, folder)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def bundle_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder that the server `operated` takes bundles from by name."""
+    return tmp_path_factory.mktemp("bundle-root")
+
+
+@pytest.fixture(scope="session")
+def operated(
+    start_operated: Callable[..., contextlib.AbstractContextManager[Operated]], bundle_root: Path
+) -> Iterator[Operated]:
+    """A server on a registry of its own, for tests that leave it as they found it: without profiles and bundles."""
+    flags = ("--steering-bundle-root", str(bundle_root), "--steering-max-bundle-mib", str(MAX_BUNDLE_MIB))
+    with start_operated("operated", *flags) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

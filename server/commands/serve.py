@@ -19,10 +19,14 @@ def run(args: argparse.Namespace) -> int:
     from server import app
     from server.engine.client import SteeringEngineError
     from server.engine.compat import IncompatibleVllmError
+    from server.reconciler import StagingError
+    from server.registry.errors import RegistryError
+    from server.sources.errors import SourceError
 
+    known = (BundleError, IncompatibleVllmError, RegistryError, SourceError, StagingError, SteeringEngineError)
     try:
         return app.run(args)
-    except (BundleError, IncompatibleVllmError, SteeringEngineError, ValueError, FileNotFoundError) as error:
+    except (*known, ValueError, FileNotFoundError) as error:
         print(f"expertsteer serve: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -2,18 +2,21 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from time import perf_counter_ns
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from server.engine.ended import End, EndedRequests
 from server.engine.plan import NUM_STATES, RequestPlan, Segment
 from server.engine.row_pool import RowPool
 from server.engine.slot_table import SlotKey, SlotTable
 from server.engine.spans import SpanStepBuilder, SpanTable, SpanTokens
 from server.engine.steering import Steering
 from server.engine.step_counts import PendingCounts, Scheduled, StepCounts, to_host
+from server.engine.step_times import StepTimes
 from server.engine.token_table import TokenTable
 from server.engine.triggers import TriggerTable
 from steering_kernels import NUM_GATES
@@ -42,6 +45,8 @@ class SteeredBatch:
         tokens: slot id and strength of every token of the step.
         gates: [max_num_tokens, NUM_GATES], fp32; conditions and triggers of the step's tokens.
         plans: steered requests by id.
+        ended: final counts of those that have ended.
+        times: what a step with steered requests costs the host.
     """
 
     def __init__(
@@ -55,6 +60,8 @@ class SteeredBatch:
         self.tokens = TokenTable(sizes.max_num_tokens, device)
         self.gates = torch.zeros(sizes.max_num_tokens, NUM_GATES, device=device)
         self.plans: dict[str, RequestPlan] = {}
+        self.ended = EndedRequests()
+        self.times = StepTimes()
         self._span_names = frozenset(spans or {})
         self._spans = SpanTable(spans or {}, sizes.max_num_reqs, device)
         # Requests whose gates depend on token ids.
@@ -66,12 +73,13 @@ class SteeredBatch:
         self._step: Sequence[Scheduled] = ()
         self._span_step: tuple[SpanStepBuilder, list[tuple[RequestPlan, Segment]]] | None = None
         self._pending: PendingCounts | None = None
+        self._fill_ns = 0
 
     def add(self, request_id: str, sampling_params: Any, num_prompt_tokens: int) -> None:
         """Take up a request that the scheduler sends for the first time, or again after a preemption.
 
-        An unknown digest or span cannot come from the API, which resolves names against the same registry. Raising
-        here would end the engine; without a plan the count stays absent and the API refuses the answer.
+        Engine core lets no request through whose bundles or spans are unknown here. Raising would end the engine;
+        without a plan the count stays absent and the API refuses the answer.
         """
         steering = Steering.from_sampling_params(sampling_params)
         if steering is None or not all(
@@ -83,9 +91,17 @@ class SteeredBatch:
             if any(self.pool[term.bundle].program.triggers for term in steering.terms):
                 self._triggered.add(request_id)
 
-    def remove(self, request_id: str) -> None:
-        """Forget a request; unknown ids are ignored."""
-        self.plans.pop(request_id, None)
+    def remove(self, request_id: str, end: End | None = None) -> None:
+        """Forget a request that has finished; unknown ids are ignored.
+
+        Args:
+            request_id: the engine's id.
+            end: where it ended, for its final count; without it, with the last token that was computed.
+        """
+        plan = self.plans.pop(request_id, None)
+        if plan is not None:
+            counts = tuple(plan.tokens_steered) if end is None else plan.counts_until(end.stop)
+            self.ended.add(plan.steering_id, counts, end is not None and end.is_aborted)
         self._triggered.discard(request_id)
         self.pause(request_id)
 
@@ -101,6 +117,7 @@ class SteeredBatch:
             step: the requests in the order of their tokens.
             text_before: token ids of a request's positions before its `start`, by its index in `step`.
         """
+        begun_ns = perf_counter_ns()
         table = self.tokens
         table.clear()
         self._step = [tokens for tokens in step if tokens.request_id in self.plans] if self.plans else ()
@@ -129,6 +146,7 @@ class SteeredBatch:
             first += tokens.num_tokens
         table.host_slot_ids[places], table.host_strengths[places] = slots, strengths
         table.publish(num_tokens)
+        self._fill_ns = perf_counter_ns() - begun_ns
 
     def _fill_plain(self, plan: RequestPlan, tokens: Scheduled, first: int) -> int:
         stop = 0
@@ -165,7 +183,7 @@ class SteeredBatch:
                 slots = [self.slots.slot_of(each.key, self._keys_in_step) if each.key else -1 for each in variants]
                 choice = builder.add_choice(slots, [each.strength for each in variants])
                 choices[low - tokens.start : high - tokens.start] = choice
-                owners.append((plan, Segment(segment.start, segment.stop, variants)))
+                owners.append((plan, segment._replace(variants=variants)))
         fresh = np.arange(tokens.start, tokens.start + tokens.num_tokens) >= plan.see(tokens.start + tokens.num_tokens)
         builder.add_request(row, range(first, first + tokens.num_tokens), choices, fresh)
 
@@ -177,6 +195,7 @@ class SteeredBatch:
         """
         if not self._step:
             return
+        begun_ns = perf_counter_ns()
         if self._span_step is not None:
             builder, owners = self._span_step
             step = builder.build().to(self._device)
@@ -185,6 +204,7 @@ class SteeredBatch:
         if not self._triggered.isdisjoint(tokens.request_id for tokens in self._step):
             count = min(input_ids.shape[0], self.gates.shape[0])
             self.slots.triggers.set_gates_(self.gates[:count], self.tokens.slot_ids[:count], input_ids[:count])
+        self.times.add(self._fill_ns + perf_counter_ns() - begun_ns)
 
     def counts(self) -> StepCounts | None:
         """Counts of the step that was filled last; None when it held no steered request."""
@@ -194,7 +214,7 @@ class SteeredBatch:
         for tokens in self._step:
             plan = self.plans[tokens.request_id]
             if plan.has_spans or tokens.num_drafts:
-                late[tokens.request_id] = plan
+                late[tokens.request_id] = (plan, tokens.start + tokens.num_tokens)
             else:
                 known[tokens.request_id] = (plan.steering_id, tuple(plan.tokens_steered))
         drafted = [tokens for tokens in self._step if tokens.num_drafts]
@@ -218,7 +238,7 @@ def _count_cached(plan: RequestPlan, states: Sequence[int]) -> None:
     for position in range(first, len(states)):
         for segment in plan.segments:
             if segment.start <= position < segment.stop:
-                plan.count(segment.variants[states[position] % len(segment.variants)], 1)
+                plan.count(segment, segment.variants[states[position] % len(segment.variants)], 1)
 
 
 def _overlap(segment: Segment, tokens: Scheduled) -> tuple[int, int]:

@@ -62,7 +62,7 @@ def require_servable(vllm_config: Any) -> None:
     method = getattr(speculation, "method", None)
     is_async = bool(vllm_config.scheduler_config.async_scheduling)
     refused = {
-        f"--data-parallel-size {parallel.data_parallel_size}": parallel.data_parallel_size > 1,
+        **_refused_replicas(parallel),
         "--prefill-context-parallel-size": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
         "--decode-context-parallel-size": getattr(parallel, "decode_context_parallel_size", 1) > 1,
         "--enable-dbo or --ubatch-size (they split a batch behind the runner's back)": parallel.use_ubatching,
@@ -92,3 +92,26 @@ def require_servable(vllm_config: Any) -> None:
     for flag, present in refused.items():
         if present:
             raise IncompatibleVllmError(f"Steering is not supported together with {flag}; leave that flag out.")
+
+
+def _refused_replicas(parallel: Any) -> dict[str, bool]:
+    """Data parallelism is supported behind vLLM's own balancer, on one node and with its own processes.
+
+    An API process that reaches only some of the replicas could neither load a bundle everywhere nor say where it is.
+    Engine core asks too: there a dense model's replica no longer knows of the others, and a mixture's does.
+    """
+    return {
+        "--data-parallel-rank or --data-parallel-external-lb (balancing by somebody else)": getattr(
+            parallel, "data_parallel_external_lb", False
+        ),
+        "--data-parallel-hybrid-lb": getattr(parallel, "data_parallel_hybrid_lb", False),
+        "--data-parallel-backend ray": (
+            parallel.data_parallel_size > 1 and getattr(parallel, "data_parallel_backend", "mp") != "mp"
+        ),
+        "--data-parallel-size on several nodes": parallel.data_parallel_size > 1
+        and (
+            getattr(parallel, "nnodes", 1) > 1
+            or getattr(parallel, "data_parallel_size_local", parallel.data_parallel_size) < parallel.data_parallel_size
+        ),
+        "--enable-elastic-ep": getattr(parallel, "enable_elastic_ep", False),
+    }

@@ -1,6 +1,7 @@
 """What a bundle makes the engine do: pool rows and the steps that use them, as plain data that travels in an RPC."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steering_kernels import Kind
+from steering_kernels import MAX_OPS, NUM_GATES, Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,30 @@ class Program:
     steps: tuple[Step, ...]
     num_gates: int = 0
     triggers: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+
+    def require_sound(self, num_layers: int) -> None:
+        """Refuse a program that names a row, a gate or a layer that does not exist, or more steps than a layer takes.
+
+        Args:
+            num_layers: decoder blocks of the served model.
+
+        Raises:
+            ValueError: says what it names and what there is.
+        """
+        num_rows = self.rows.shape[0] if self.rows.dim() else 0
+        if not 0 <= self.num_gates <= NUM_GATES:
+            raise ValueError(f"it has {self.num_gates} gates, at most {NUM_GATES} are possible")
+        bounds = [("layer", step.layer, 0, num_layers) for step in self.steps]
+        for step in self.steps:
+            bounds += [("row", row, -1, num_rows) for row in (step.read, step.write, step.read2, step.write2)]
+            bounds += [("gate", gate, -1, self.num_gates) for gate in (step.gate, step.gate_out)]
+        bounds += [("gate", gate, 0, self.num_gates) for gate in self.triggers]
+        for name, number, first, stop in bounds:
+            if not first <= number < stop:
+                raise ValueError(f"it uses {name} {number}, there are {stop}")
+        longest = max(Counter(step.layer for step in self.steps).values(), default=0)
+        if longest > MAX_OPS:
+            raise ValueError(f"it has {longest} interventions at one layer, at most {MAX_OPS} are possible")
 
     def require_gates_within(self, layers: Collection[int]) -> None:
         """Refuse a condition and what waits for it in different stages of a pipeline: a gate does not travel.

@@ -43,7 +43,12 @@ class Receipts:
 
     @contextmanager
     def expect(self, steering_id: str) -> Iterator[dict[str, list[int]]]:
-        """Collect the counts of one steering: engine request id -> tokens steered so far by term (live)."""
+        """Collect the counts of one steering (live).
+
+        Yields:
+            Engine request id -> tokens steered so far: of the first term those of the prompt and those of the
+            generation, of the second term likewise, and so on.
+        """
         counts = self._counts.setdefault(steering_id, {})
         try:
             yield counts

@@ -20,11 +20,13 @@ class Resident:
         program: what the bundle does.
         places: pool row of each of the program's rows.
         entries: its steps as they stand in the operation table.
+        checksum: what the caller knows the program by.
     """
 
     program: Program
     places: tuple[int, ...]
     entries: Entries
+    checksum: str
 
 
 class RowPool:
@@ -40,16 +42,19 @@ class RowPool:
         self._free = list(range(num_rows))
         self._residents: dict[str, Resident] = {}
 
-    def load(self, bundle: str, program: Program) -> None:
-        """Store a bundle's rows; a digest that is resident already is left as it is.
+    def load(self, bundle: str, program: Program, checksum: str = "") -> None:
+        """Store a bundle's rows; one that is resident already is left as it is.
 
         Args:
-            bundle: content digest.
+            bundle: program key.
             program: what it does.
+            checksum: of the program, to tell later whether another one of the same key is the same.
 
         Raises:
             RowPoolFullError: too few free rows.
-            ValueError: a row has another length, or a value is not finite in the model's dtype; nothing was changed.
+            ValueError: a row has another length, or a value is not finite in the model's dtype.
+
+            Whatever it raises, nothing was changed.
         """
         if bundle in self._residents:
             return
@@ -66,10 +71,12 @@ class RowPool:
         cast = rows.to(self.rows)
         if not torch.isfinite(cast).all():
             raise ValueError(f"{bundle} has values that overflow the model's {self.rows.dtype}.")
-        places = tuple(self._free.pop(0) for _ in range(rows.shape[0]))
+        places = tuple(self._free[: rows.shape[0]])
+        resident = Resident(program, places, Entries.of(program, places), checksum)
         if places:
             self.rows[list(places)] = cast
-        self._residents[bundle] = Resident(program, places, Entries.of(program, places))
+        del self._free[: len(places)]
+        self._residents[bundle] = resident
 
     def unload(self, bundle: str) -> None:
         """Give a bundle's rows back; the caller makes sure that no request uses it."""
@@ -78,7 +85,7 @@ class RowPool:
             self._free.extend(resident.places)
 
     def __getitem__(self, bundle: str) -> Resident:
-        """The resident program of a digest. Raises KeyError for an unknown one."""
+        """The resident program of a key. Raises KeyError for an unknown one."""
         return self._residents[bundle]
 
     def __contains__(self, bundle: object) -> bool:
@@ -86,8 +93,13 @@ class RowPool:
 
     @property
     def bundles(self) -> list[str]:
-        """Digests of the resident bundles, sorted."""
+        """Keys of the resident bundles, sorted."""
         return sorted(self._residents)
+
+    @property
+    def num_bundles(self) -> int:
+        """How many bundles are resident."""
+        return len(self._residents)
 
     @property
     def num_used(self) -> int:

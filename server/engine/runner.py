@@ -8,6 +8,7 @@ from typing import Any
 from server.engine.batch import Sizes, SteeredBatch
 from server.engine.compat import IncompatibleVllmError, require_signature
 from server.engine.config import EngineSettings
+from server.engine.ended import ENDS_ATTRIBUTE
 from server.engine.layers import SteeredModel, steer_model
 from server.engine.step_counts import Scheduled, StepCounts
 from steering_kernels import backends
@@ -35,8 +36,9 @@ class SteeringRunner:
         prepare(self)
 
     def _update_states(self, scheduler_output: Any) -> Any:
+        ends = getattr(scheduler_output, ENDS_ATTRIBUTE, {})
         for request_id in scheduler_output.finished_req_ids:
-            self.steering.remove(request_id)
+            self.steering.remove(request_id, ends.get(request_id))
         for request_id in scheduler_output.preempted_req_ids or ():
             self.steering.pause(request_id)
         for request in scheduler_output.scheduled_new_reqs:

@@ -6,6 +6,7 @@ from typing import Any
 
 from server.engine.batch import SteeredBatch
 from server.engine.compat import require_signature
+from server.engine.ended import ENDS_ATTRIBUTE
 from server.engine.layers import SteeredModel
 from server.engine.runner import attach, prepare
 from server.engine.step_counts import Scheduled
@@ -33,8 +34,9 @@ class SteeringRunnerV2:
 
     def finish_requests(self, scheduler_output: Any) -> None:
         """Forget the requests that have finished, and set those aside that were preempted."""
+        ends = getattr(scheduler_output, ENDS_ATTRIBUTE, {})
         for request_id in scheduler_output.finished_req_ids:
-            self.steering.remove(request_id)
+            self.steering.remove(request_id, ends.get(request_id))
         for request_id in scheduler_output.preempted_req_ids or ():
             self.steering.pause(request_id)
         super().finish_requests(scheduler_output)  # type: ignore[misc]

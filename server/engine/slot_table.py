@@ -10,7 +10,7 @@ from server.engine.row_pool import RowPool
 from server.engine.triggers import TriggerTable
 from steering_kernels import CODE_WIDTH, MAX_OPS, NUM_GATES, PARAM_WIDTH, Param
 
-# What a slot applies: (bundle digest, factor) in order.
+# What a slot applies: (program key, factor) in order.
 SlotKey = tuple[tuple[str, float], ...]
 
 
@@ -48,7 +48,7 @@ class SlotTable:
         if not self._free:
             kept = in_use()
             oldest = next(other for other in self._slots if other not in kept)
-            self._free.append(self._slots.pop(oldest))
+            self._free_slot(oldest)
         slot = self._free.pop()
         self._slots[key] = slot
         self._write(slot, key)
@@ -57,7 +57,12 @@ class SlotTable:
     def forget(self, bundle: str) -> None:
         """Drop every slot that applies a bundle, so that a later bundle in its rows is never applied by mistake."""
         for key in [key for key in self._slots if any(digest == bundle for digest, _ in key)]:
-            self._free.append(self._slots.pop(key))
+            self._free_slot(key)
+
+    def _free_slot(self, key: SlotKey) -> None:
+        slot = self._slots.pop(key)
+        self.triggers.release(slot)
+        self._free.append(slot)
 
     def _write(self, slot: int, key: SlotKey) -> None:
         num_layers = self.codes.shape[0]

@@ -45,7 +45,7 @@ class Term:
     """One bundle applied with one strength to one scope.
 
     Attributes:
-        bundle: content digest, "sha256:<hex>".
+        bundle: program key: a digest "sha256:<hex>", or "sha256:<hex>+2,5" for the interventions of some layers only.
         strength: multiplier of the bundle's interventions; never 0 (strength 0 is no term at all).
         scope: which tokens.
         exclude: which spans stay unsteered: names of `SPAN_NAMES`, and CONSTRAINED where the request's output follows a
@@ -112,3 +112,10 @@ class Steering:
             for bundle, strength, scope, exclude in data["terms"]
         )
         return Steering(data["id"], terms)
+
+
+def keys_of(sampling_params: Any) -> set[str]:
+    """Program keys that a vLLM `SamplingParams` names; cheaper than the whole `Steering`."""
+    extra_args: Mapping[str, Any] | None = getattr(sampling_params, "extra_args", None)
+    data = extra_args.get(EXTRA_ARGS_KEY) if extra_args else None
+    return {term[0] for term in data["terms"]} if data else set()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from server.engine.plan import RequestPlan, Segment
 
-# {request id: (steering id, tokens steered so far by term)}
+# {request id: (steering id, tokens steered so far, see `RequestPlan.tokens_steered`)}
 Counts = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
@@ -45,7 +45,7 @@ class StepCounts:
         known: counts of the requests that need nothing from the device or the output.
         drafted: tokens of requests with drafts, of which the output says how many were accepted.
         pending: counts that are still on their way from the device.
-        plans: requests with spans or drafts by id.
+        plans: requests with spans or drafts by id, and the position after their last token.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class StepCounts:
         known: Counts,
         drafted: Sequence[Scheduled],
         pending: PendingCounts | None,
-        plans: Mapping[str, RequestPlan],
+        plans: Mapping[str, tuple[RequestPlan, int]],
     ) -> None:
         self._known = known
         self._drafted = drafted
@@ -71,12 +71,16 @@ class StepCounts:
                 self._pending.ready.synchronize()
             for (plan, segment), row in zip(self._pending.owners, self._pending.counts.tolist(), strict=True):
                 for variant, count in zip(segment.variants, row, strict=True):
-                    plan.count(variant, count)
+                    plan.count(segment, variant, count)
         for tokens in self._drafted:
             accepted = max(0, num_sampled.get(tokens.request_id, 0) - 1)
-            plan = self._plans[tokens.request_id]
+            plan, _ = self._plans[tokens.request_id]
             plan.advance(tokens.start + tokens.num_tokens - tokens.num_drafts + accepted)
-        late = {key: (plan.steering_id, tuple(plan.tokens_steered)) for key, plan in self._plans.items()}
+        late = {}
+        for request_id, (plan, stop) in self._plans.items():
+            late[request_id] = (plan.steering_id, tuple(plan.tokens_steered))
+            if plan.has_spans:
+                plan.settle(stop)
         return {**self._known, **late}
 
 

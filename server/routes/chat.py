@@ -12,6 +12,7 @@ from server.engine.openai import (
     create_chat_completion,
     validate_json_request,
 )
+from server.routes.admin.route import REFUSALS
 from server.routes.steered import respond
 from server.schema import Receipt, SteeringFields
 
@@ -34,7 +35,7 @@ class SteeredChatCompletionResponse(ChatCompletionResponse):
 @router.post(
     "/v1/chat/completions",
     dependencies=[Depends(validate_json_request)],
-    responses={200: {"model": SteeredChatCompletionResponse, "content": {"text/event-stream": {}}}},
+    responses={200: {"model": SteeredChatCompletionResponse, "content": {"text/event-stream": {}}}, **REFUSALS},
 )
 async def create_steered_chat_completion(request: SteeredChatCompletionRequest, raw_request: Request) -> Any:
     """Answer a conversation; `steering_profile` steers this answer and no other."""

@@ -12,6 +12,7 @@ from server.engine.openai import (
     create_completion,
     validate_json_request,
 )
+from server.routes.admin.route import REFUSALS
 from server.routes.steered import respond
 from server.schema import Receipt, SteeringFields
 
@@ -34,7 +35,7 @@ class SteeredCompletionResponse(CompletionResponse):
 @router.post(
     "/v1/completions",
     dependencies=[Depends(validate_json_request)],
-    responses={200: {"model": SteeredCompletionResponse, "content": {"text/event-stream": {}}}},
+    responses={200: {"model": SteeredCompletionResponse, "content": {"text/event-stream": {}}}, **REFUSALS},
 )
 async def create_steered_completion(request: SteeredCompletionRequest, raw_request: Request) -> Any:
     """Complete a prompt; `steering_profile` steers this answer and no other."""

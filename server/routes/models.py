@@ -6,7 +6,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from server.engine.openai import show_available_models
-from server.routes.steered import SteeringService
+from server.routes.admin.route import identity_of
+from server.service import SteeringService
 
 router = APIRouter()
 
@@ -21,6 +22,6 @@ async def list_models(raw_request: Request) -> JSONResponse:
     models["data"] += [
         {**card, "id": f"{card['id']}@{profile.name}", "parent": card["id"]}
         for card in cards
-        for profile in service.profiles
+        for profile in service.profiles.usable_by(identity_of(raw_request))
     ]
     return JSONResponse(models)

@@ -1,207 +1,214 @@
 """Running a request with steering: admission, vLLM's own endpoint, receipt."""
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+import time
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import ExitStack, aclosing
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any, Literal
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from server.engine.client import SteeringEngine
-from server.engine.steering import Steering
 from server.errors import ErrorCode, SteeringRequestError
-from server.profiles import ProfileTable, Resolved
-from server.schema import ProfileRef
+from server.profiles import Resolved
+from server.request_log import log_request
+from server.routes.admin.route import identity_of
+from server.service import SteeringService
+from server.tracing import request_span
 
 BUNDLE_HEADER = "x-steering-bundle"
 _DONE = "data: [DONE]"
+_ERROR = 'data: {"error":'
 
 Endpoint = Callable[[Any, Any], Awaitable[Any]]
+Outcome = Literal["ok", "refused", "failed", "aborted"]
 
 
-class SteerableRequest(Protocol):
-    """What the request models of this server have in common."""
-
-    model: str | None
-    use_beam_search: bool
-    steering_profile: Any
-
-    @property
-    def profile_refs(self) -> list[ProfileRef]: ...
-
-    def steer_with(self, steering: Steering | None) -> None: ...
-
-
-class SteeringService:
-    """Resolves requests and turns the workers' counts into receipts.
-
-    Attributes:
-        profiles: the profiles that requests may name.
-        engine: the steering engine.
-        model_names: names under which the target model is served.
-    """
-
-    def __init__(self, profiles: ProfileTable, engine: SteeringEngine, model_names: Sequence[str]) -> None:
-        self.profiles = profiles
-        self.engine = engine
-        self.model_names = tuple(model_names)
-
-    def admit(self, request: SteerableRequest) -> Resolved | None:
-        """Resolve a request's profiles; None when it asks for no steering.
-
-        A model name `<model>@<profile>` is replaced by `<model>`.
-
-        Raises:
-            SteeringRequestError: the request cannot be steered as it asks.
-        """
-        refs = request.profile_refs
-        base, profile = self.split_model(request.model)
-        if profile is not None:
-            if refs:
-                raise SteeringRequestError(
-                    ErrorCode.CONFLICT,
-                    f"Both the model name {request.model!r} and steering_profile choose a profile; use one of them.",
-                    param="model",
-                )
-            refs = [ProfileRef(name=profile)]
-            request.model = base
-        if not refs:
-            return None
-        if request.use_beam_search:
-            raise SteeringRequestError(
-                ErrorCode.UNSUPPORTED,
-                "Steering is not supported together with use_beam_search.",
-                param="use_beam_search",
-            )
-        resolved = self.profiles.resolve(refs)
-        request.steer_with(resolved.steering)
-        return resolved
-
-    def split_model(self, model: str | None) -> tuple[str | None, str | None]:
-        """Model and profile that a model name means; the profile is None unless it is `<served model>@<profile>`."""
-        if model is None or model in self.model_names:
-            return model, None
-        for base in sorted(self.model_names, key=len, reverse=True):
-            if model.startswith(f"{base}@"):
-                return base, model.removeprefix(f"{base}@")
-        return model, None
-
-
-async def respond(request: SteerableRequest, raw_request: Request, endpoint: Endpoint) -> Any:
+async def respond(request: Any, raw_request: Request, endpoint: Endpoint) -> Any:
     """Answer a chat or text completion, steered where it asks for it.
 
     Args:
-        request: validated body.
+        request: validated body, of a model with `SteeringFields`.
         raw_request: the HTTP request.
         endpoint: vLLM's route function.
     """
     service: SteeringService = raw_request.app.state.steering
     asked_model = request.model
     try:
-        resolved = service.admit(request)
+        resolved = service.admit(request, identity_of(raw_request))
     except SteeringRequestError as error:
-        return error.response()
+        service.metrics.refused(error.code.value, [ref.name.partition("@")[0] for ref in request.profile_refs])
+        return error.response(raw_request.headers.get("x-request-id"))
     if resolved is None:
         return await endpoint(request, raw_request)
     as_list = isinstance(request.steering_profile, list)
-    answer = _Answer(resolved, asked_model if asked_model != request.model else None, as_list)
-    if resolved.steering is None:
-        return answer.finish(await endpoint(request, raw_request), {})
-    with service.engine.receipts.expect(resolved.steering.request_id) as counts:
+    running = _Running(service, resolved, raw_request)
+    answer = _Answer(resolved, asked_model if asked_model != request.model else None, as_list, running.counts)
+    try:
         response = await endpoint(request, raw_request)
-        if not isinstance(response, StreamingResponse):
-            return answer.finish(response, counts)
-    return answer.stream(response, service)
+    except BaseException:
+        running.end("failed")
+        raise
+    if isinstance(response, StreamingResponse):
+        # A stream that is never read ends without a word.
+        weakref.finalize(response, running.end, "aborted")
+        response.headers.update(answer.headers)
+        response.body_iterator = answer.stream(response.body_iterator, running.end)
+        return response
+    response = answer.finish(response)
+    running.end(answer.outcome, is_exact=answer.ended_by_engine)
+    return response
+
+
+class _Running:
+    """A request between its admission and the end of its answer.
+
+    Attributes:
+        counts: tokens steered so far, by the engine's request ids; grows while the request runs.
+    """
+
+    def __init__(self, service: SteeringService, resolved: Resolved, raw_request: Request) -> None:
+        self._service, self._resolved = service, resolved
+        self._request_id = raw_request.headers.get("x-request-id")
+        self._started_s = time.monotonic()
+        self._pin = service.pins.hold(resolved.keys)
+        self._stack = ExitStack()
+        self._span = self._stack.enter_context(request_span(raw_request.headers, resolved))
+        self.counts: Mapping[str, list[int]] = {}
+        if resolved.steering is not None:
+            self.counts = self._stack.enter_context(service.engine.receipts.expect(resolved.steering.request_id))
+        service.metrics.admitted(resolved, self.counts)
+        self._is_over = False
+
+    def end(self, outcome: Outcome, is_exact: bool = False) -> None:
+        """Note how it ended and let go of everything. A second call does nothing.
+
+        Args:
+            outcome: how it ended.
+            is_exact: whether the engine ended the answer by itself, so that the workers' own count must equal that of
+                the receipt.
+        """
+        if self._is_over:
+            return
+        self._is_over = True
+        self._span.finish(outcome, self.counts)
+        self._stack.close()
+        self._pin.release()
+        self._service.metrics.ended(self._resolved, outcome, self.counts)
+        if is_exact and self._resolved.steering is not None:
+            totals = [sum(column) for column in zip(*self.counts.values(), strict=True)]
+            self._service.metrics.receipts.claim(self._resolved.steering.request_id, len(self.counts), totals)
+        log_request(self._resolved, outcome, self.counts, self._request_id, time.monotonic() - self._started_s)
 
 
 class _Answer:
-    """Receipt and model name that go into one answer."""
+    """Receipt and model name that go into one answer.
 
-    def __init__(self, resolved: Resolved, model: str | None, as_list: bool) -> None:
+    Attributes:
+        headers: that go with the answer.
+        outcome: how the answer ended, as far as it was seen.
+        ended_by_engine: whether every choice ended where the engine itself ended it, not at a stop string, which only
+            this process sees.
+    """
+
+    def __init__(self, resolved: Resolved, model: str | None, as_list: bool, counts: Mapping[str, list[int]]) -> None:
         self._resolved = resolved
         self._model = model
         self._as_list = as_list
-        self._headers = {BUNDLE_HEADER: resolved.bundles}
+        self._counts = counts
+        self.headers = {BUNDLE_HEADER: resolved.bundles}
+        self.outcome: Outcome = "aborted"
+        self.ended_by_engine = True
 
-    def finish(self, response: Any, counts: Mapping[str, list[int]]) -> Any:
+    def finish(self, response: Any) -> Any:
         """Put the receipt on a complete response; errors and disconnects (None) pass as they are."""
-        if isinstance(response, StreamingResponse):
-            return self._wrap(response, counts)
-        if not isinstance(response, JSONResponse) or response.status_code != HTTPStatus.OK:
+        if not isinstance(response, JSONResponse):
+            return response
+        if response.status_code != HTTPStatus.OK:
+            self.outcome = "failed" if response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR else "refused"
             return response
         try:
             body = json.loads(bytes(response.body))
-            body = self._amend(body, counts, len(body["choices"]))
+            self._note_ends(body)
+            body = self._amend(body, len(body["choices"]))
         except SteeringRequestError as error:
+            self.outcome = "failed"
             return error.response()
+        self.outcome = "ok"
         kept = {key: value for key, value in response.headers.items() if key not in ("content-length", "content-type")}
-        return JSONResponse(body, headers={**kept, **self._headers}, background=response.background)
+        return JSONResponse(body, headers={**kept, **self.headers}, background=response.background)
 
-    def stream(self, response: StreamingResponse, service: SteeringService) -> StreamingResponse:
-        """Pass a stream on, with the receipt in its last chunk."""
-        assert self._resolved.steering is not None
-        steering_id = self._resolved.steering.request_id
+    async def stream(self, chunks: Any, end: Callable[[Outcome, bool], None]) -> AsyncIterator[str]:
+        """Pass a stream on, with the receipt in its last chunk.
 
-        async def expecting(chunks: Any) -> AsyncIterator[str]:
-            # Registered by the generator itself, which always runs its `finally` once begun; vLLM submits the request
-            # when the stream is first read, so no count comes earlier.
-            with service.engine.receipts.expect(steering_id) as counts:
-                async with aclosing(self._chunks(chunks, counts)) as amended:
-                    async for chunk in amended:
-                        yield chunk
+        Args:
+            chunks: vLLM's server-sent events.
+            end: told how the stream ended.
+        """
+        try:
+            async with aclosing(self._chunks(chunks)) as amended:
+                async for chunk in amended:
+                    yield chunk
+        finally:
+            end(self.outcome, self.ended_by_engine)
 
-        response.body_iterator = expecting(response.body_iterator)
-        response.headers.update(self._headers)
-        return response
-
-    def _wrap(self, response: StreamingResponse, counts: Mapping[str, list[int]]) -> StreamingResponse:
-        response.body_iterator = self._chunks(response.body_iterator, counts)
-        response.headers.update(self._headers)
-        return response
-
-    async def _chunks(self, chunks: Any, counts: Mapping[str, list[int]]) -> AsyncGenerator[str]:
+    async def _chunks(self, chunks: Any) -> AsyncGenerator[str]:
         """Hold back only a chunk that may be the last (a finish reason, or no choices), until the next one shows."""
         held: dict[str, Any] | None = None
         choices: set[int] = set()
+        has_failed = False
         async with aclosing(chunks):
             async for chunk in chunks:
                 if held is not None and chunk.startswith("data:"):
-                    yield self._event(held, counts, len(choices) if chunk.startswith(_DONE) else None)
+                    yield self._event(held, len(choices) if chunk.startswith(_DONE) else None)
                     held = None
+                has_failed = has_failed or chunk.startswith(_ERROR)
                 body = _last_candidate(chunk) if self._model is None else _json_of(chunk)
                 if body is None:
                     yield chunk
                 elif _may_be_last(body):
                     held = body
                     choices.update(choice["index"] for choice in body["choices"])
+                    self._note_ends(body)
                 else:
-                    yield self._event(body, counts, None)
+                    yield self._event(body, None)
             if held is not None:
-                yield self._event(held, counts, len(choices))
+                yield self._event(held, len(choices))
+        if has_failed:
+            self.outcome = "failed"
 
-    def _event(self, body: dict[str, Any], counts: Mapping[str, list[int]], num_choices: int | None) -> str:
+    def _note_ends(self, body: Mapping[str, Any]) -> None:
+        for choice in body["choices"]:
+            if isinstance(choice.get("stop_reason"), str) or choice.get("finish_reason") in ("abort", "error"):
+                self.ended_by_engine = False
+
+    def _event(self, body: dict[str, Any], num_choices: int | None) -> str:
         try:
-            body = self._amend(body, counts, num_choices)
+            body = self._amend(body, num_choices)
+            if num_choices is not None:
+                self.outcome = "ok"
         except SteeringRequestError as error:
             body = error.body()
+            self.outcome = "failed"
         return f"data: {json.dumps(body, separators=(',', ':'), ensure_ascii=False)}\n\n"
 
-    def _amend(self, body: dict[str, Any], counts: Mapping[str, list[int]], num_choices: int | None) -> dict[str, Any]:
+    def _amend(self, body: dict[str, Any], num_choices: int | None) -> dict[str, Any]:
         """Rewrite one body; `num_choices`, the choices of the whole answer, is given for its last body only."""
         if self._model is not None and "model" in body:
             body["model"] = self._model
         if num_choices is not None:
-            body["steering"] = self._receipt(counts, num_choices)
+            body["steering"] = self._receipt(num_choices)
         return body
 
-    def _receipt(self, counts: Mapping[str, list[int]], num_choices: int) -> Any:
+    def _receipt(self, num_choices: int) -> Any:
         """Receipt from the counts of every choice.
 
         Raises:
             SteeringRequestError: a choice has no count, so nothing proves that it was steered.
         """
+        counts = self._counts
         if self._resolved.steering is not None and len(counts) < max(1, num_choices):
             raise SteeringRequestError(
                 ErrorCode.NOT_APPLIED,

@@ -16,8 +16,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from artifacts.bundle import MAX_HEADER_BYTES
+from artifacts.bundle import MAX_HEADER_BYTES, load_bundle
 from artifacts.manifest import ModelIdentity, Trigger
+from server.profiles import recommended_settings
+from server.registry.registry import Registry
 
 pytestmark = pytest.mark.engine
 
@@ -302,3 +304,44 @@ def test_rust_front_end(vllm_environment: dict[str, str], target: Path) -> None:
     )
     assert_refused(Ending(result.returncode, result.stderr), "VLLM_USE_RUST_FRONTEND")
     assert time.monotonic() - started < TIMEOUT_S / 2
+
+
+@pytest.fixture
+def used_registry(tmp_path: Path, make_bundle: Callable[..., Path]) -> Path:
+    """A registry with one profile."""
+    folder = tmp_path / "registry"
+    registry = Registry.open(folder)
+    bundle = load_bundle(make_bundle("kept", [1], 9))
+    copy = registry.store.incoming()
+    copy.write_bytes(make_bundle("kept", [1], 9).read_bytes())
+    registry.store.keep(copy, bundle.digest)
+    registry.add_bundle(bundle, actor="test", source="test")
+    registry.put_profile("kept", recommended_settings(bundle.digest, bundle.manifest), actor="test")
+    registry.close()
+    return folder
+
+
+def test_registry_whose_bundle_is_gone(serve: Callable[..., Ending], used_registry: Path) -> None:
+    (bundle,) = (used_registry / "bundles").iterdir()
+    bundle.unlink()
+    assert_refused(serve("--steering-registry", str(used_registry)), bundle.stem, "missing", "add it again")
+
+
+@pytest.mark.parametrize("size", [1, 100, 5000], ids=lambda size: f"{size} bytes")
+def test_truncated_registry(serve: Callable[..., Ending], used_registry: Path, size: int) -> None:
+    for log in used_registry.glob("*-wal"):
+        log.unlink()
+    with (used_registry / "registry.sqlite").open("r+b") as file:
+        file.truncate(size)
+    assert_refused(serve("--steering-registry", str(used_registry)), str(used_registry))
+
+
+def test_registry_that_is_none(serve: Callable[..., Ending], tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    assert_refused(serve("--steering-registry", str(file)), str(file))
+    (tmp_path / "registry.sqlite").write_text("no database at all\n" * 100)
+    assert_refused(serve("--steering-registry", str(tmp_path)), str(tmp_path))
+    (tmp_path / "registry.sqlite").unlink()
+    tmp_path.chmod(0o777)
+    assert_refused(serve("--steering-registry", str(tmp_path)), "Other users can write")

@@ -3,8 +3,9 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,11 @@ from transformers import (
 from artifacts.bundle import Bundle
 from artifacts.lab import training
 from artifacts.manifest import Intervention, Manifest, ModelIdentity, Scope
-from server.profiles import Profile
+from server.auth.keys import KeyRing
+from server.metrics.metrics import SteeringMetrics
+from server.pins import Pins
+from server.profiles import Profile, ProfileTable, recommended_settings
+from server.service import SteeringService
 
 NUMBERS = [str(number) for number in range(12)]
 NAMES = ["plus", "is", "what", "be", "careful", "careless", "the", "old", "man", "sold", "a", "lamp", "."]
@@ -142,10 +147,10 @@ def tiny_build(tmp_path: Path, tiny_target: Path, tiny_expert: Path) -> TinyBuil
 
 
 @pytest.fixture(scope="session")
-def make_profile() -> Callable[..., Profile]:
-    """Profile of a bundle in memory: hidden size 4, row i of the bundle filled with i + 1, a digest of its name."""
+def tiny_bundle() -> Callable[..., Bundle]:
+    """Bundle in memory: hidden size 4, row i of the bundle filled with i + 1, a digest of its name."""
 
-    def make(name: str, layers: tuple[int, ...] = (1,), maximum: float = 2.0, scope: Scope = Scope.ALL) -> Profile:
+    def make(name: str, layers: tuple[int, ...] = (1,), maximum: float = 2.0, scope: Scope = Scope.ALL) -> Bundle:
         writes = [f"runtime.{layer}.{layers[:index].count(layer)}.write" for index, layer in enumerate(layers)]
         manifest = Manifest(
             name=name,
@@ -160,6 +165,54 @@ def make_profile() -> Callable[..., Profile]:
         )
         tensors = {write: torch.full((4,), float(index + 1)) for index, write in enumerate(writes)}
         digest = f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
-        return Profile.from_bundle(Bundle(digest, manifest, 100, tensors))
+        return Bundle(digest, manifest, 100, tensors)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def profile_of() -> Callable[..., Profile]:
+    """Profile of a bundle as the bundle recommends; keyword arguments change its settings."""
+
+    def make(bundle: Bundle, name: str | None = None, **changes: Any) -> Profile:
+        settings = replace(recommended_settings(bundle.digest, bundle.manifest), **changes)
+        return Profile(name or bundle.manifest.name, bundle.manifest, settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_profile(tiny_bundle: Callable[..., Bundle], profile_of: Callable[..., Profile]) -> Callable[..., Profile]:
+    """Profile of a `tiny_bundle`."""
+    return lambda *args, **kwargs: profile_of(tiny_bundle(*args, **kwargs))
+
+
+@pytest.fixture(scope="session")
+def table_of() -> Callable[..., ProfileTable]:
+    """Table of profiles, each in one version."""
+    return lambda *profiles: ProfileTable({profile.name: [profile] for profile in profiles})
+
+
+@pytest.fixture
+def make_service() -> Callable[..., SteeringService]:
+    """Service with a table of profiles, an engine, and parts that only count; without a registry."""
+
+    def make(table: ProfileTable, engine: Any = None, model_names: tuple[str, ...] = ("lab",)) -> SteeringService:
+        no_registry: Any = None
+        reconciler: Any = SimpleNamespace(table=table, state="ready")
+        return SteeringService(
+            model_names=model_names,
+            instance="test",
+            build={},
+            bytes_per_row=0,
+            engine=engine,
+            registry=no_registry,
+            reconciler=reconciler,
+            operations=no_registry,
+            pins=Pins(),
+            metrics=SteeringMetrics(),
+            audit=no_registry,
+            keys=KeyRing(),
+        )
 
     return make

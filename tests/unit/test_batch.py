@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from server.engine.batch import Sizes, SteeredBatch
+from server.engine.ended import End
 from server.engine.program import Program, Step
 from server.engine.spans import SpanTokens
 from server.engine.steering import Steering, Term
@@ -60,7 +61,7 @@ def test_every_token_gets_its_own() -> None:
     counts = batch.counts()
     assert counts is not None
     # Position 0 was in the prefix cache and was made under the same steering.
-    assert counts.read({}) == {"r": ("id", (3, 3))}
+    assert counts.read({}) == {"r": ("id", (3, 0, 1, 2))}
 
 
 def test_requests_without_steering_and_unknown_digests_have_no_plan() -> None:
@@ -77,13 +78,13 @@ def test_a_request_that_comes_again_keeps_its_count() -> None:
     for _ in range(2):
         batch.add("r", params(Term("a", 1.0, "all")), 3)
         batch.fill([Scheduled("r", 0, 3)], no_text)
-    assert batch.plans["r"].tokens_steered == [3]
+    assert batch.plans["r"].tokens_steered == [3, 0]
     batch.remove("r")
     batch.remove("r")
     assert (batch.plans, batch.num_slots_needed) == ({}, 0)
 
 
-@pytest.mark.parametrize(("sampled", "count"), [(1, 5), (2, 6), (3, 7)])
+@pytest.mark.parametrize(("sampled", "count"), [(1, 1), (2, 2), (3, 3)])
 def test_rejected_drafts_are_not_counted(sampled: int, count: int) -> None:
     batch = make_batch()
     batch.add("r", params(Term("a", 1.0, "all")), 4)
@@ -92,7 +93,7 @@ def test_rejected_drafts_are_not_counted(sampled: int, count: int) -> None:
     assert (batch.tokens.slot_ids[:3] >= 0).all(), "drafts are steered, whether they are accepted or not"
     counts = batch.counts()
     assert counts is not None
-    assert counts.read({"r": sampled}) == {"r": ("id", (count,))}
+    assert counts.read({"r": sampled}) == {"r": ("id", (4, count))}
 
 
 def test_a_count_is_what_it_was_when_its_step_was_filled() -> None:
@@ -103,7 +104,7 @@ def test_a_count_is_what_it_was_when_its_step_was_filled() -> None:
     counts = batch.counts()
     batch.fill([Scheduled("r", 3, 1)], no_text)
     assert counts is not None
-    assert counts.read({}) == {"r": ("id", (3,))}
+    assert counts.read({}) == {"r": ("id", (3, 0))}
 
 
 def test_spans_that_nobody_configured_leave_no_plan() -> None:
@@ -158,6 +159,12 @@ def expected(position: int) -> list[int]:
     return found
 
 
+def counts_of(positions: range) -> tuple[int, ...]:
+    """Prompt and generated tokens of each term among some positions."""
+    found = [(number, position >= PROMPT) for position in positions for number in expected(position)]
+    return tuple(found.count((number, phase)) for number in range(len(TERMS)) for phase in (False, True))
+
+
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("cached", [0, 5, 8])
 def test_spans_over_chunks_neighbours_and_preemption(seed: int, cached: int) -> None:
@@ -182,12 +189,66 @@ def test_spans_over_chunks_neighbours_and_preemption(seed: int, cached: int) -> 
             assert found == wanted, position
         start += count
         seen = max(seen, start)
-        numbers = [number for position in range(seen) for number in expected(position)]
-        assert tokens_steered == tuple(numbers.count(number) for number in range(len(TERMS)))
+        assert tokens_steered == counts_of(range(seen))
         if start > 11 and not preempted:
             start, preempted = 4, True
-    batch.remove("r")
+    # One token was computed behind the end of the answer, as under asynchronous scheduling.
+    batch.remove("r", End(len(TEXT) - 1, is_aborted=False))
+    if count == 1:
+        assert batch.ended.take(["id"])["id"][1] == counts_of(range(len(TEXT) - 1))
     assert len(batch._free_states) == SIZES.max_num_reqs
+
+
+def test_what_was_computed_behind_the_end_is_not_counted() -> None:
+    batch = make_batch()
+    for request_id in ("r", "aborted"):
+        batch.add(request_id, params(Term("a", 1.0, "all"), Term("b", 1.0, "response")), 3)
+    batch.fill([Scheduled("r", 0, 3), Scheduled("aborted", 0, 3)], no_text)
+    for start in range(3, 6):
+        batch.fill([Scheduled("r", start, 1), Scheduled("aborted", start, 1)], no_text)
+    assert batch.ended.take(["id"]) == {}
+    batch.remove("r", End(5, is_aborted=False))
+    batch.remove("aborted", End(6, is_aborted=True))
+    batch.remove("unknown", End(6, is_aborted=True))
+    assert batch.ended.take(["id", "other"]) == {"id": [2, (6, 5, 2, 5), 1]}
+    assert batch.ended.take(["id"]) == {}
+
+
+def test_a_pause_is_no_end() -> None:
+    batch = make_batch()
+    batch.add("r", params(Term("a", 1.0, "all")), 3)
+    batch.fill([Scheduled("r", 0, 3)], no_text)
+    batch.pause("r")
+    assert batch.ended.take(["id"]) == {}
+
+
+def test_only_steps_with_steered_requests_are_timed() -> None:
+    batch = make_batch(SPANS)
+    batch.add("r", params(Term("a", 1.0, "all")), 3)
+    for request_id, expected_steps in (("plain", 0), ("r", 1), ("plain", 1)):
+        batch.fill([Scheduled(request_id, 0, 3)], no_text)
+        batch.finish_fill(torch.tensor([5, 6, 7]))
+        times = batch.times.to_wire()
+        assert sum(times["counts"]) == expected_steps
+        assert (times["sum_s"] > 0) == bool(expected_steps)
+
+
+def test_many_bundles_and_requests_leave_nothing_behind() -> None:
+    batch = make_batch()
+    for number in range(500):
+        key = f"k{number}"
+        batch.pool.load(key, Program(torch.ones(2, 4), (Step(0, Kind.ADD, write=1, gate=0),), 1, {0: (number % 20,)}))
+        for strength in (1.0, 2.0):
+            batch.add("r", params(Term(key, strength, "all"), Term("a", strength, "prompt")), 3)
+            batch.fill([Scheduled("r", 0, 3), Scheduled("r", 3, 1)], no_text)
+            batch.finish_fill(torch.tensor([1, 2, 3, 4]))
+            batch.remove("r")
+        batch.ended.take(["id"])
+        batch.slots.forget(key)
+        batch.pool.unload(key)
+    assert (batch.pool.num_used, batch.slots.triggers.num_masks, batch.plans, batch._triggered) == (2, 0, {}, set())
+    assert batch.slots.triggers._masks.shape[0] <= 2
+    assert len(batch.slots._free) + len(batch.slots._slots) == batch.slots.codes.shape[1]
 
 
 def test_triggers_open_gates_only_for_their_tokens() -> None:

@@ -10,7 +10,10 @@ import pytest
 
 from server.cli import GROUP, main
 
-COMMANDS = ("build", "bundle", "card", "demo", "eval", "lab", "serve", "step", "vector")
+COMMANDS = (
+    *("build", "bundle", "card", "demo", "eval", "key", "lab", "profile"),
+    *("push", "registry", "serve", "step", "vector"),
+)
 HEAVY = ("torch", "transformers", "vllm", "fastapi")
 _HELP = f"""
 import json, sys

@@ -23,6 +23,12 @@ def vllm_config() -> Any:
         parallel_config=SimpleNamespace(
             pipeline_parallel_size=1,
             data_parallel_size=1,
+            data_parallel_size_local=1,
+            data_parallel_backend="mp",
+            data_parallel_external_lb=False,
+            data_parallel_hybrid_lb=False,
+            enable_elastic_ep=False,
+            nnodes=1,
             prefill_context_parallel_size=1,
             decode_context_parallel_size=1,
             use_ubatching=False,
@@ -84,7 +90,10 @@ def test_servable() -> None:
     [
         ("parallel_config.pipeline_parallel_size", 2, "--pipeline-parallel-size and --enforce-eager on a CPU"),
         ("parallel_config.decode_context_parallel_size", 2, "--decode-context-parallel-size"),
-        ("parallel_config.data_parallel_size", 4, "--data-parallel-size 4"),
+        ("parallel_config.data_parallel_external_lb", True, "--data-parallel-rank or --data-parallel-external-lb"),
+        ("parallel_config.data_parallel_hybrid_lb", True, "--data-parallel-hybrid-lb"),
+        ("parallel_config.data_parallel_size", 4, "--data-parallel-size on several nodes"),
+        ("parallel_config.enable_elastic_ep", True, "--enable-elastic-ep"),
         ("parallel_config.prefill_context_parallel_size", 2, "--prefill-context-parallel-size"),
         ("parallel_config.use_ubatching", True, "--enable-dbo"),
         ("model_config.enable_sleep_mode", True, "--enable-sleep-mode"),
@@ -125,6 +134,36 @@ def test_stages_of_a_compiled_model_on_a_cpu() -> None:
     config.parallel_config.pipeline_parallel_size = 2
     config.model_config.enforce_eager = False
     require_servable(config)
+
+
+def replicated(**changes: Any) -> Any:
+    config = vllm_config()
+    vars(config.parallel_config).update({"data_parallel_size": 2, "data_parallel_size_local": 2} | changes)
+    return config
+
+
+def test_replicas_on_one_node() -> None:
+    require_servable(replicated())
+    # In the process of a replica of a mixture of experts.
+    require_servable(replicated(data_parallel_rank=1))
+    # Before vLLM had some of these options.
+    old = replicated()
+    for name in ("enable_elastic_ep", "nnodes", "data_parallel_hybrid_lb", "data_parallel_backend"):
+        delattr(old.parallel_config, name)
+    require_servable(old)
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [
+        ({"data_parallel_backend": "ray"}, "--data-parallel-backend ray"),
+        ({"nnodes": 2}, "--data-parallel-size on several nodes"),
+        ({"data_parallel_size_local": 1}, "--data-parallel-size on several nodes"),
+    ],
+)
+def test_replicas_elsewhere(changes: dict[str, Any], flag: str) -> None:
+    with pytest.raises(IncompatibleVllmError, match=flag):
+        require_servable(replicated(**changes))
 
 
 def test_speculation_and_asynchronous_scheduling() -> None:

@@ -1,6 +1,7 @@
 """No route that cannot steer swallows a request for steering."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from starlette.testclient import TestClient
 
 from server.guard import STEERED_PATHS, SteeringGuard
 from server.profiles import ProfileTable
-from server.routes.steered import SteeringService
+from server.service import SteeringService
 
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
@@ -22,16 +23,29 @@ async def echo(request: Request) -> Response:
     return Response(await request.body())
 
 
-def make_app(path: str) -> Starlette:
-    app = Starlette(routes=[Route(path, echo, methods=METHODS)], middleware=[Middleware(SteeringGuard)])
-    engine: Any = None
-    app.state.steering = SteeringService(ProfileTable([]), engine, ["lab"])
-    return app
+@pytest.fixture
+def make_app(make_service: Callable[..., SteeringService]) -> Callable[[str], Starlette]:
+    def make(path: str) -> Starlette:
+        app = Starlette(routes=[Route(path, echo, methods=METHODS)], middleware=[Middleware(SteeringGuard)])
+        app.state.steering = make_service(ProfileTable({}))
+        return app
+
+    return make
 
 
 @pytest.fixture
-def client() -> TestClient:
+def client(make_app: Callable[[str], Starlette]) -> TestClient:
     return TestClient(make_app("/{path:path}"))
+
+
+def test_a_server_that_ends_takes_nothing_new(client: TestClient) -> None:
+    client.app.state.steering.reconciler.state = "draining"  # type: ignore[attr-defined]
+    response = client.post("/v1/chat/completions", json={"model": "lab"})
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "steering_server_draining"
+    assert response.headers["retry-after"] == "1"
+    assert client.put("/v1/steering/profiles/x", json={}).status_code == 200
+    assert client.get("/health").status_code == 200
 
 
 def assert_refused(response: Any, name: str) -> None:
@@ -93,7 +107,7 @@ def test_steered_routes_check_for_themselves(client: TestClient, path: str) -> N
     assert client.post(path, json={"steering_profile": "a"}).json() == {"steering_profile": "a"}
 
 
-def test_steered_routes_behind_a_prefix() -> None:
+def test_steered_routes_behind_a_prefix(make_app: Callable[[str], Starlette]) -> None:
     client = TestClient(make_app("/v1/completions"), root_path="/gateway")
     assert client.post("/gateway/v1/completions", json={"steering_profile": "a"}).status_code == 200
     assert_refused(client.post("/gateway/v1/responses", json={"steering_profile": "a"}), "steering_profile")
@@ -151,9 +165,10 @@ def test_other_query_parameters_pass(client: TestClient) -> None:
 DISCONNECT = {"type": "http.disconnect"}
 
 
-def http_scope(**changes: Any) -> dict[str, Any]:
-    scope = {"type": "http", "method": "POST", "path": "/x", "query_string": b"", "headers": [], "app": make_app("/x")}
-    return {**scope, **changes}
+@pytest.fixture
+def http_scope(make_app: Callable[[str], Starlette]) -> dict[str, Any]:
+    scope = {"type": "http", "method": "POST", "path": "/x", "query_string": b"", "headers": []}
+    return {**scope, "app": make_app("/x")}
 
 
 async def received(incoming: list[dict[str, Any]], scope: dict[str, Any]) -> tuple[list[Any], list[Any]]:
@@ -178,25 +193,32 @@ async def received(incoming: list[dict[str, Any]], scope: dict[str, Any]) -> tup
     return app_messages, client_messages
 
 
-async def test_body_in_pieces_then_disconnect() -> None:
+async def test_body_in_pieces_then_disconnect(http_scope: dict[str, Any]) -> None:
     """The application gets the body as it came and later hears of the disconnect: so vLLM aborts a request."""
     pieces = [{"type": "http.request", "body": piece, "more_body": True} for piece in (b'{"a"', b": 1")]
     incoming = [*pieces, {"type": "http.request", "body": b"}"}, DISCONNECT]
-    messages, _ = await received(list(incoming), http_scope())
+    messages, _ = await received(list(incoming), http_scope)
     assert messages == incoming
 
 
-async def test_refusal_looks_at_the_whole_body() -> None:
+async def test_refusal_looks_at_the_whole_body(http_scope: dict[str, Any]) -> None:
     pieces = [{"type": "http.request", "body": piece, "more_body": True} for piece in (b'{"steering', b'_profile"')]
-    messages, answer = await received([*pieces, {"type": "http.request", "body": b": 1}"}], http_scope())
+    messages, answer = await received([*pieces, {"type": "http.request", "body": b": 1}"}], http_scope)
     assert messages == []
     assert answer[0]["status"] == 400
 
 
-async def test_disconnect_in_the_middle_of_the_body() -> None:
+async def test_disconnect_in_the_middle_of_the_body(http_scope: dict[str, Any]) -> None:
     incoming = [{"type": "http.request", "body": b"{", "more_body": True}, DISCONNECT]
-    messages, _ = await received(list(incoming), http_scope())
+    messages, _ = await received(list(incoming), http_scope)
     assert messages == incoming
+
+
+async def test_uploads_of_bundles_are_not_collected(http_scope: dict[str, Any]) -> None:
+    """The admin API checks its bodies itself, and a bundle must not be held in memory."""
+    pieces = [{"type": "http.request", "body": b"x", "more_body": True}] * 3
+    messages, _ = await received([*pieces, DISCONNECT, {}], {**http_scope, "path": "/v1/steering/bundles"})
+    assert messages == [*pieces, DISCONNECT]
 
 
 async def test_other_protocols_pass() -> None:

@@ -1,5 +1,6 @@
 """Segments and counts of one request."""
 
+from collections.abc import Sequence
 from typing import get_args
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from server.engine.batch import _PARTS
 from server.engine.plan import NUM_STATES, RequestPlan, Segment, Variant
-from server.engine.steering import CONSTRAINED, END, SPAN_NAMES, ScopeName, Steering, Term
+from server.engine.steering import CONSTRAINED, END, SPAN_NAMES, ScopeName, Steering, Term, TokenRange
 
 LENGTH = 24
 plain_terms = st.builds(Term, st.sampled_from("ab"), st.sampled_from([0.5, -1.0]), st.sampled_from(get_args(ScopeName)))
@@ -42,24 +43,25 @@ def only(key: tuple[tuple[str, float], ...], strength: float, *numbers: int) -> 
 
 
 def test_one_term_shares_its_slot_with_every_strength() -> None:
-    assert plan_of(Term("a", 0.5, "response")).segments == (Segment(4, END, only((("a", 1.0),), 0.5, 0)),)
-    assert plan_of(Term("a", -2.0, "prompt")).segments == (Segment(0, 5, only((("a", 1.0),), -2.0, 0)),)
+    response = only((("a", 1.0),), 0.5, 0)
+    assert plan_of(Term("a", 0.5, "response")).segments == (Segment(4, 5, response, 0), Segment(5, END, response, 1))
+    assert plan_of(Term("a", -2.0, "prompt")).segments == (Segment(0, 5, only((("a", 1.0),), -2.0, 0), 0),)
 
 
 def test_terms_of_different_scope() -> None:
     plan = plan_of(Term("a", 0.5, "prompt"), Term("b", -1.0, "response"))
     assert plan.segments == (
-        Segment(0, 4, only((("a", 1.0),), 0.5, 0)),
-        Segment(4, 5, only((("a", 0.5), ("b", -1.0)), 1.0, 0, 1)),
-        Segment(5, END, only((("b", 1.0),), -1.0, 1)),
+        Segment(0, 4, only((("a", 1.0),), 0.5, 0), 0),
+        Segment(4, 5, only((("a", 0.5), ("b", -1.0)), 1.0, 0, 1), 0),
+        Segment(5, END, only((("b", 1.0),), -1.0, 1), 1),
     )
 
 
 def test_a_span_takes_out_the_terms_that_exclude_it() -> None:
     plan = plan_of(Term("a", 0.5, "all", ("reasoning",)), Term("b", -1.0, "all"))
-    (segment,) = plan.segments
+    prompt, generation = plan.segments
     both, b_alone = Variant((("a", 0.5), ("b", -1.0)), 1.0, (0, 1)), Variant((("b", 1.0),), -1.0, (1,))
-    assert segment.variants == (both, b_alone, both, b_alone)
+    assert prompt.variants == generation.variants == (both, b_alone, both, b_alone)
     assert plan.has_spans
     assert plan.keys == {both.key, b_alone.key}
 
@@ -106,12 +108,40 @@ def test_counts_do_not_depend_on_the_steps(steering: Steering, prompt: int, stop
         plan.advance(stop)
     end = max(stops, default=0)
     ranges = [term.positions(prompt) for term in steering.terms]
-    assert plan.tokens_steered == [sum(r.start <= position < r.stop for position in range(end)) for r in ranges]
+    assert tuple(plan.tokens_steered) == by_phase(ranges, prompt, range(end))
+    for stop in range(prompt, end + 2):
+        assert plan.counts_until(stop) == by_phase(ranges, prompt, range(min(stop, end)))
 
 
-@pytest.mark.parametrize(("scope", "count"), [("all", 8), ("prompt", 5), ("response", 4), ("generation", 3)])
-def test_counts(scope: ScopeName, count: int) -> None:
+def by_phase(ranges: Sequence[TokenRange], prompt: int, positions: range) -> tuple[int, ...]:
+    """Prompt and generated tokens of each range among some positions."""
+    phases = (range(prompt), range(prompt, LENGTH + 1))
+    return tuple(
+        sum(r.start <= position < r.stop and position in phase for position in positions)
+        for r in ranges
+        for phase in phases
+    )
+
+
+@pytest.mark.parametrize(
+    ("scope", "counts"), [("all", [5, 3]), ("prompt", [5, 0]), ("response", [1, 3]), ("generation", [0, 3])]
+)
+def test_counts(scope: ScopeName, counts: list[int]) -> None:
     plan = plan_of(Term("a", 1.0, scope))
-    assert (plan.steering_id, plan.tokens_steered) == ("r", [0])
+    assert (plan.steering_id, plan.tokens_steered) == ("r", [0, 0])
     plan.advance(8)
-    assert plan.tokens_steered == [count]
+    assert plan.tokens_steered == counts
+
+
+@given(steerings(plain_terms), st.integers(1, LENGTH))
+def test_decode_steps_count_like_all_others(steering: Steering, prompt: int) -> None:
+    quick, slow = RequestPlan(steering, prompt), RequestPlan(steering, prompt)
+    quick.advance(prompt)
+    for position in range(prompt, LENGTH):
+        variant = quick.advance_by_one(position)
+        segments = [segment for segment in slow.segments if segment.start <= position < segment.stop]
+        assert variant == (segments[0].variants[0] if segments else None)
+        if variant is None:
+            quick.advance(position + 1)
+    slow.advance(LENGTH)
+    assert quick.tokens_steered == slow.tokens_steered

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 import pytest
 import torch
 
 from server.engine.program import Program, Step, checksum
-from steering_kernels import Flag, Kind
+from steering_kernels import MAX_OPS, NUM_GATES, Flag, Kind
 
 PROGRAM = Program(
     torch.tensor([[0.1, -1e-30, 3.0], [1.0, 2.0, 3.0]]),
@@ -57,3 +58,30 @@ def test_a_program_without_rows() -> None:
     empty = Program(torch.zeros(0, 3), ())
     spec, data = empty.to_wire()
     assert Program.from_wire(spec, data).steps == ()
+
+
+def test_a_sound_program() -> None:
+    PROGRAM.require_sound(3)
+    Program(torch.zeros(0, 3), ()).require_sound(1)
+
+
+ADD = Step(0, Kind.ADD, write=0)
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (Program(torch.ones(1, 3), (replace(ADD, layer=4),)), "it uses layer 4, there are 4"),
+        (Program(torch.ones(1, 3), (replace(ADD, layer=-1),)), "it uses layer -1, there are 4"),
+        (Program(torch.ones(1, 3), (replace(ADD, write=1),)), "it uses row 1, there are 1"),
+        (Program(torch.ones(1, 3), (replace(ADD, read2=-2),)), "it uses row -2, there are 1"),
+        (Program(torch.ones(1, 3), (replace(ADD, gate=0),)), "it uses gate 0, there are 0"),
+        (Program(torch.ones(1, 3), (replace(ADD, gate_out=3),), 2), "it uses gate 3, there are 2"),
+        (Program(torch.ones(1, 3), (ADD,), 1, {1: (5,)}), "it uses gate 1, there are 1"),
+        (Program(torch.ones(1, 3), (ADD,), NUM_GATES + 1), f"at most {NUM_GATES} are possible"),
+        (Program(torch.ones(1, 3), (ADD,) * (MAX_OPS + 1)), f"it has {MAX_OPS + 1} interventions at one layer"),
+    ],
+)
+def test_programs_that_name_what_is_not_there(program: Program, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        program.require_sound(4)

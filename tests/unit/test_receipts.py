@@ -47,8 +47,8 @@ def test_latest_counts_by_request_and_term(receipts: Receipts, processor: Proces
 
 def test_ids_may_hold_colons(receipts: Receipts, processor: Processor) -> None:
     with receipts.expect("self-test:0") as counts:
-        processor.process_outputs([output("x", "self-test:0:7")])
-        assert counts == {"x": [7]}
+        processor.process_outputs([output("x", "self-test:0:7,1")])
+        assert counts == {"x": [7, 1]}
 
 
 def test_counts_are_noted_before_the_consumer_sees_the_output() -> None:

@@ -1,38 +1,18 @@
-"""Flags of `expertsteer serve`, and the bundles they name."""
+"""Flags of `expertsteer serve`."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from artifacts.bundle import write_bundle
-from artifacts.errors import BundleError, BundleErrorCode
-from artifacts.verify import ServedModel
 from server.engine.config import DEFAULT_ROWS
-from server.profiles import Profile
 from server.settings import BundleSource, SteeringSettings
-
-SERVED = ServedModel(id="tiny", architecture="LlamaForCausalLM", hidden_size=4, num_layers=6, fingerprint=None)
-FINGERPRINT, OTHER = f"sha256:{'1' * 64}", f"sha256:{'2' * 64}"
 
 
 def parse(*arguments: str) -> SteeringSettings:
     parser = argparse.ArgumentParser(exit_on_error=False)
     SteeringSettings.add_arguments(parser)
     return SteeringSettings.from_args(parser.parse_args(arguments))
-
-
-@pytest.fixture
-def bundle_file(tmp_path: Path, make_profile: Callable[..., Profile]) -> Callable[..., Path]:
-    def make(name: str, fingerprint: str | None = None) -> Path:
-        bundle = make_profile(name).bundle
-        target = bundle.manifest.target.model_copy(update={"fingerprint": fingerprint})
-        path = tmp_path / f"{name}.safetensors"
-        write_bundle(path, bundle.manifest.model_copy(update={"target": target}), bundle.rows)
-        return path
-
-    return make
 
 
 def test_defaults() -> None:
@@ -68,60 +48,25 @@ def test_unknown_policy() -> None:
         parse("--steering-fingerprint", "warn")
 
 
-def test_profiles(bundle_file: Callable[..., Path]) -> None:
-    path = bundle_file("careful")
-    settings = parse("--steering-bundle", str(path), "--steering-bundle", f"other={path}")
-    first, second = settings.load_profiles(SERVED)
-    assert (first.name, second.name) == ("careful", "other")
-    assert first.bundle.digest == second.bundle.digest
+def test_flags_of_the_registry() -> None:
+    flags = ["--steering-registry", "r", "--steering-keys", "k.yaml", "--steering-bundle-root", "b"]
+    flags += ["--steering-remote", "hf", "s3", "--steering-signatures", "enforce", "--steering-signature-key", "a.pub"]
+    flags += ["--steering-max-bundle-mib", "3", "--steering-keep-versions", "0", "--steering-metric-profiles", "0"]
+    settings = parse(*flags)
+    assert (settings.registry, settings.keys, settings.bundle_root) == (Path("r"), Path("k.yaml"), Path("b"))
+    assert settings.remote == {"hf", "s3"}
+    assert (settings.signatures, settings.signature_keys) == ("enforce", (Path("a.pub"),))
+    assert (settings.max_bundle_bytes, settings.keep_versions, settings.metric_profiles) == (3 << 20, 0, 0)
 
 
-def test_two_of_one_name(bundle_file: Callable[..., Path]) -> None:
-    path = str(bundle_file("careful"))
-    with pytest.raises(ValueError, match=r"Two bundles are named 'careful'; rename one with --steering-bundle NAME="):
-        parse("--steering-bundle", path, "--steering-bundle", path).load_profiles(SERVED)
+def test_signatures_without_a_key() -> None:
+    with pytest.raises(ValueError, match="--steering-signatures needs a --steering-signature-key"):
+        parse("--steering-signatures", "warn")
 
 
-def test_errors_name_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "broken.safetensors"
-    path.write_bytes(b"not a bundle")
-    for name, code in ((path, None), (tmp_path / "missing.safetensors", BundleErrorCode.UNREADABLE)):
-        with pytest.raises(BundleError) as caught:
-            parse("--steering-bundle", str(name)).load_profiles(SERVED)
-        assert str(caught.value).startswith(f"{name}: ")
-        assert code is None or caught.value.code == code
-
-
-@pytest.mark.parametrize(
-    ("made_for", "served", "policy", "refused"),
-    [
-        (FINGERPRINT, FINGERPRINT, "enforce", False),
-        (FINGERPRINT, OTHER, "enforce", True),
-        (FINGERPRINT, OTHER, "ignore", False),
-        (None, OTHER, "enforce", False),
-        (FINGERPRINT, None, "ignore", False),
-    ],
-)
-def test_fingerprint(
-    bundle_file: Callable[..., Path], made_for: str | None, served: str | None, policy: str, refused: bool
-) -> None:
-    settings = parse("--steering-bundle", str(bundle_file("careful", made_for)), "--steering-fingerprint", policy)
-    model = ServedModel(**{**vars(SERVED), "fingerprint": served})
-    if not refused:
-        assert [profile.name for profile in settings.load_profiles(model)] == ["careful"]
-        return
-    with pytest.raises(BundleError) as caught:
-        settings.load_profiles(model)
-    assert caught.value.code == BundleErrorCode.MODEL_MISMATCH
-
-
-@pytest.mark.parametrize(
-    "change", [{"hidden_size": 8}, {"num_layers": 7}, {"architecture": "Qwen2ForCausalLM"}], ids=str
-)
-def test_another_model_is_refused_whatever_the_policy(
-    bundle_file: Callable[..., Path], change: dict[str, object]
-) -> None:
-    settings = parse("--steering-bundle", str(bundle_file("careful")), "--steering-fingerprint", "ignore")
-    with pytest.raises(BundleError) as caught:
-        settings.load_profiles(ServedModel(**{**vars(SERVED), **change}))
-    assert caught.value.code == BundleErrorCode.MODEL_MISMATCH
+def test_excluded_spans_of_seeded_profiles() -> None:
+    settings = parse("--steering-exclude", "reasoning", "careful=none", "late=tool_calls,structured_output")
+    assert settings.exclude_of("other", ()) == ("reasoning",)
+    assert settings.exclude_of("careful", ("reasoning",)) == ()
+    assert settings.exclude_of("late", ()) == ("tool_calls", "structured_output")
+    assert parse().exclude_of("x", ("reasoning",)) == ("reasoning",)

@@ -10,11 +10,14 @@ import pytest
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import PrivateAttr
 
+from server.auth.keys import ANONYMOUS
+from server.auth.middleware import IDENTITY
 from server.engine.receipts import TOKENS_HEADER, Receipts
 from server.engine.steering import Steering
 from server.profiles import Profile, ProfileTable
-from server.routes.steered import BUNDLE_HEADER, SteeringService, respond
+from server.routes.steered import BUNDLE_HEADER, respond
 from server.schema import ProfileRef, SteeringFields
+from server.service import SteeringService
 
 DONE = "data: [DONE]\n\n"
 COMMENT = ": keep-alive\n\n"
@@ -37,17 +40,21 @@ class Request(SteeringFields):
 class Rig:
     """A service with two profiles, an endpoint that answers with given chunks, and workers that report counts."""
 
-    def __init__(self, profiles: list[Profile]) -> None:
+    def __init__(self, table: ProfileTable, make_service: Callable[..., SteeringService]) -> None:
         self.processor = SimpleNamespace(process_outputs=lambda engine_core_outputs: None, request_states={})
         self.receipts = Receipts()
         self.receipts.attach(SimpleNamespace(output_processor=self.processor))
         engine: Any = SimpleNamespace(receipts=self.receipts)
-        self.service = SteeringService(ProfileTable(profiles), engine, ["lab", "lab-2"])
-        self.raw_request: Any = SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(steering=self.service)))
+        self.service = make_service(table, engine, ("lab", "lab-2"))
+        self.raw_request: Any = SimpleNamespace(
+            app=SimpleNamespace(state=SimpleNamespace(steering=self.service)),
+            scope={"state": {IDENTITY: ANONYMOUS}},
+            headers={},
+        )
         self.request = Request()
         self.asked = ""
         self.chunks: list[str] = []
-        self.counts: dict[str, str] = {"cmpl-0": "7"}
+        self.counts: dict[str, str] = {"cmpl-0": "4,3"}
         self.closed = False
 
     def report(self) -> None:
@@ -80,9 +87,21 @@ class Rig:
         self.chunks = list(chunks)
         response = await self.open(**fields)
         received = [chunk async for chunk in response.body_iterator]
-        assert self.receipts._counts == {}
+        self.assert_over()
         assert self.closed
         return received
+
+    def assert_over(self) -> None:
+        """No request is under way, and none has left anything behind."""
+        assert self.receipts._counts == {}
+        assert self.service.pins.keys == frozenset()
+        assert all(each["active"] == 0 for each in self.service.metrics.snapshot()["profiles"].values())
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """Requests that ended, by how they did."""
+        counts: dict[str, int] = self.service.metrics.snapshot()["profiles"]["careful"]["requests"]
+        return {outcome: number for outcome, number in counts.items() if number}
 
     async def answer(self, response: Any, **fields: Any) -> Any:
         """Answer to a request without streaming."""
@@ -94,7 +113,7 @@ class Rig:
 
         self.request = Request(**fields)
         result = await respond(self.request, self.raw_request, endpoint)
-        assert self.receipts._counts == {}
+        self.assert_over()
         return result
 
 
@@ -104,8 +123,15 @@ def careful(make_profile: Callable[..., Profile]) -> Profile:
 
 
 @pytest.fixture
-def rig(careful: Profile, make_profile: Callable[..., Profile]) -> Rig:
-    return Rig([careful, make_profile("medical")])
+def rig(
+    careful: Profile,
+    make_profile: Callable[..., Profile],
+    table_of: Callable[..., ProfileTable],
+    make_service: Callable[..., SteeringService],
+) -> Rig:
+    rig = Rig(table_of(careful, make_profile("medical")), make_service)
+    rig.service.metrics.register(["careful", "medical"])
+    return rig
 
 
 def text(content: str, index: int = 0, finish: str | None = None) -> str:
@@ -120,7 +146,13 @@ def body_of(chunk: str) -> dict[str, Any]:
 
 
 def receipt(careful: Profile, tokens: int, **changes: Any) -> dict[str, Any]:
-    fields = {"profile": "careful", "bundle": careful.bundle.digest, "strength": 0.5, "scope": "all", "layers": [1, 3]}
+    fields = {
+        "profile": "careful",
+        "bundle": careful.settings.bundle,
+        "strength": 0.5,
+        "scope": "all",
+        "layers": [1, 3],
+    }
     return {**fields, "tokens_steered": tokens, **changes}
 
 
@@ -134,6 +166,8 @@ async def test_last_chunk_carries_the_receipt(rig: Rig, careful: Profile) -> Non
     assert passed == chunks[:-1], "chunks before the last pass as they are"
     assert body_of(last) == with_receipt(chunks[-1], receipt(careful, 7))
     assert done == DONE
+    assert rig.outcomes == {"ok": 1}
+    assert rig.service.metrics.snapshot()["profiles"]["careful"]["tokens"] == {"prompt": 4, "generation": 3}
 
 
 async def test_usage_chunk_is_the_last(rig: Rig, careful: Profile) -> None:
@@ -145,7 +179,7 @@ async def test_usage_chunk_is_the_last(rig: Rig, careful: Profile) -> None:
 
 
 async def test_choices_are_counted_together(rig: Rig, careful: Profile) -> None:
-    rig.counts = {"0_cmpl": "7", "1_cmpl": "9"}
+    rig.counts = {"0_cmpl": "7,0", "1_cmpl": "2,7"}
     chunks = [text("a", 0), text("b", 1), text("", 1, "stop"), text("c", 0), text("", 0, "stop")]
     received = await rig.stream(*chunks, DONE, steering_profile="careful")
     assert [body_of(chunk) for chunk in received[:4]] == [body_of(chunk) for chunk in chunks[:4]]
@@ -153,7 +187,7 @@ async def test_choices_are_counted_together(rig: Rig, careful: Profile) -> None:
 
 
 async def test_several_profiles(rig: Rig, careful: Profile) -> None:
-    rig.counts = {"cmpl": "7,2"}
+    rig.counts = {"cmpl": "3,4,2,0"}
     asked = [{"name": "medical", "strength": 0}, "careful", {"name": "medical", "scope": "prompt"}]
     *_, last, _ = await rig.stream(text("", finish="stop"), DONE, steering_profile=asked)
     found = body_of(last)["steering"]
@@ -165,6 +199,7 @@ async def test_several_profiles(rig: Rig, careful: Profile) -> None:
 async def test_an_error_in_the_stream_passes(rig: Rig, before: list[str]) -> None:
     received = await rig.stream(*before, ERROR, DONE, steering_profile="careful")
     assert received[-2:] == [ERROR, DONE]
+    assert rig.outcomes == {"failed": 1}
     assert [body_of(chunk) for chunk in received[:-2]] == [body_of(chunk) for chunk in before], "no receipt"
 
 
@@ -202,7 +237,7 @@ async def test_model_name_is_the_one_that_was_asked_for(rig: Rig, careful: Profi
 
 async def test_headers(rig: Rig, careful: Profile) -> None:
     response = await rig.open(steering_profile="careful")
-    assert response.headers[BUNDLE_HEADER] == careful.bundle.digest
+    assert response.headers[BUNDLE_HEADER] == careful.settings.bundle
     assert response.headers["x-request-id"] == "1"
     await response.body_iterator.aclose()
 
@@ -212,9 +247,20 @@ async def test_closing_early_closes_the_engine_side(rig: Rig) -> None:
     response = await rig.open(steering_profile="careful")
     assert await anext(response.body_iterator) == text("a")
     assert len(rig.receipts._counts) == 1
+    assert rig.service.pins.keys == {rig.service.profiles.get("careful").settings.key}
     await response.body_iterator.aclose()
     assert rig.closed
-    assert rig.receipts._counts == {}
+    rig.assert_over()
+    assert rig.outcomes == {"aborted": 1}
+
+
+async def test_a_stream_that_nobody_reads(rig: Rig) -> None:
+    rig.chunks = [text("a"), text("", finish="stop"), DONE]
+    response = await rig.open(steering_profile="careful")
+    assert len(rig.service.pins.keys) == 1
+    del response
+    rig.assert_over()
+    assert rig.outcomes == {"aborted": 1}
 
 
 async def test_cancelling_closes_the_engine_side(rig: Rig) -> None:
@@ -233,7 +279,7 @@ async def test_cancelling_closes_the_engine_side(rig: Rig) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert rig.closed
-    assert rig.receipts._counts == {}
+    rig.assert_over()
 
 
 async def test_failing_engine_leaves_nothing(rig: Rig) -> None:
@@ -247,7 +293,7 @@ async def test_failing_engine_leaves_nothing(rig: Rig) -> None:
     with pytest.raises(RuntimeError, match="dead"):
         _ = [chunk async for chunk in response.body_iterator]
     assert rig.closed
-    assert rig.receipts._counts == {}
+    rig.assert_over()
 
 
 async def test_strength_zero_runs_unsteered_with_a_receipt(rig: Rig, careful: Profile) -> None:
@@ -270,7 +316,7 @@ async def test_whole_answer(rig: Rig, careful: Profile) -> None:
     response = await rig.answer(JSONResponse(content, headers={"x-request-id": "1"}), model="lab@careful")
     assert json.loads(response.body) == {**content, "model": "lab@careful", "steering": receipt(careful, 7)}
     assert int(response.headers["content-length"]) == len(response.body)
-    assert (response.headers[BUNDLE_HEADER], response.headers["x-request-id"]) == (careful.bundle.digest, "1")
+    assert (response.headers[BUNDLE_HEADER], response.headers["x-request-id"]) == (careful.settings.bundle, "1")
 
 
 async def test_whole_answer_without_counts(rig: Rig) -> None:
@@ -283,7 +329,9 @@ async def test_whole_answer_without_counts(rig: Rig) -> None:
 async def test_errors_and_disconnects_pass(rig: Rig) -> None:
     refused = JSONResponse({"error": {}}, status_code=400)
     assert await rig.answer(refused, steering_profile="careful") is refused
+    assert rig.outcomes == {"refused": 1}
     assert await rig.answer(None, steering_profile="careful") is None
+    assert rig.outcomes == {"refused": 1, "aborted": 1}
 
 
 @pytest.mark.parametrize(
@@ -308,6 +356,7 @@ async def test_refusals(rig: Rig, fields: dict[str, Any], status: int, code: str
     error = json.loads(response.body)["error"]
     assert (response.status_code, error["code"], error["param"]) == (status, code, param)
     assert rig.asked == "", "a refused request must not reach the engine"
+    assert rig.service.metrics.snapshot()["refusals"][code] == 1
 
 
 @pytest.mark.parametrize("model", [None, "lab", "lab-2", "other@careful", "labs"])
@@ -317,8 +366,8 @@ async def test_other_model_names_are_left_to_vllm(rig: Rig, model: str | None) -
 
 
 def test_profile_in_the_model_name_with_a_version(rig: Rig, careful: Profile) -> None:
-    request = Request(model=f"lab-2@careful@{careful.bundle.digest}")
-    resolved = rig.service.admit(request)
+    request = Request(model=f"lab-2@careful@{careful.settings.bundle}")
+    resolved = rig.service.admit(request, ANONYMOUS)
     assert resolved is not None and resolved.terms[0].profile is careful
     assert request.model == "lab-2"
-    assert rig.service.profiles.resolve([ProfileRef(name="careful")]).terms == resolved.terms
+    assert rig.service.profiles.resolve([ProfileRef(name="careful")], ANONYMOUS).terms == resolved.terms

@@ -42,4 +42,34 @@ def test_equal_triggers_share_a_mask() -> None:
     table = TriggerTable(64, 10, CPU)
     for slot in range(64):
         table.assign(slot, {0: (1, 2), 1: (3,)})
-    assert table._masks.shape[0] == 2
+    assert (table.num_masks, table._masks.shape[0]) == (2, 2)
+
+
+def test_a_mask_lives_as_long_as_a_slot_uses_it() -> None:
+    table = TriggerTable(4, 10, CPU)
+    table.assign(0, {0: (1,), 1: (1,)})
+    table.assign(1, {0: (1,)})
+    table.release(0)
+    table.release(0)
+    assert table.num_masks == 1
+    assert gates(table, [1], [1])[0, 0] == 1
+    table.assign(1, {0: (2,)})
+    assert table.num_masks == 1
+    assert gates(table, [1, 1], [1, 2])[:, 0].tolist() == [0, 1]
+    table.release(1)
+    assert table.num_masks == 0
+
+
+def test_rows_are_used_again() -> None:
+    """Many slots filled again and again: the table stays as small as what is in use, and every slot keeps its own."""
+    table = TriggerTable(3, 50, CPU)
+    now: dict[int, int] = {}
+    for number in range(300):
+        slot, token = number % 3, number % 47
+        table.assign(slot, {1: (token,), 2: (token, 48)})
+        now[slot] = token
+        for other, expected in now.items():
+            values = gates(table, [other] * 3, [expected, (expected + 1) % 47, 48])
+            assert values[:, 1].tolist() == [1, 0, 0]
+            assert values[:, 2].tolist() == [1, 0, 1]
+    assert table._masks.shape[0] <= 8

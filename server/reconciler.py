@@ -1,0 +1,332 @@
+"""Keeps one API process, and the engine that it shares with others of its kind, in step with the registry."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal
+
+from artifacts.errors import BundleError
+from server.engine.client import SteeringEngine, SteeringEngineError
+from server.metrics.metrics import SteeringMetrics
+from server.pins import Pins
+from server.profiles import Profile, ProfileTable
+from server.programs import Programs
+from server.registry.errors import RegistryError
+from server.registry.lock import InstanceLock
+from server.registry.records import Snapshot
+from server.registry.registry import DEFAULT_HISTORY, Registry
+
+logger = logging.getLogger("vllm.expertsteer")
+
+# How soon a change that another process made is seen: mostly, and at the latest.
+_POLL_S = 0.01
+_ASK_S = 0.2
+_BEAT_S = 1.0
+_RETRY_S = 5.0
+_LOCK_TIMEOUT_S = 60.0
+_WAIT_STEP_S = 0.01
+
+MemberState = Literal["starting", "ready", "draining", "failed"]
+
+
+class StagingError(RuntimeError):
+    """The engine does not hold a program that it was to hold.
+
+    Attributes:
+        code: of `SteeringEngineError`, or "damaged" when the registry could not give the program.
+    """
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Reconciler:
+    """Follows the registry: stages what is wanted, then shows it to requests; frees what nobody wants or uses.
+
+    Every API process of an instance runs one. What they do to the engine they share is serialised by the instance's
+    lock, and what each has seen stands in the registry, so that no program is unloaded that a process can still use.
+
+    Attributes:
+        table: the profiles that requests may name; replaced as a whole.
+        member: id of this process in the registry.
+        state: of this process.
+        problem: why the registry's state is not shown to requests; None when it is.
+        has_passed_self_test: whether steering was proved to work at the start.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        engine: SteeringEngine,
+        programs: Programs,
+        pins: Pins,
+        *,
+        instance: str,
+        lock: Path,
+        member: str,
+        keep_versions: int,
+        metrics: SteeringMetrics,
+    ) -> None:
+        """Take what is needed; `start` begins.
+
+        Args:
+            registry: the desired state.
+            engine: the engine of this instance.
+            programs: makes programs of bundles.
+            pins: programs that requests of this process rely on.
+            instance: id of the server that this process belongs to.
+            lock: file for the lock of this instance's processes.
+            member: id of this process in the registry.
+            keep_versions: previous versions of each profile that stay loaded.
+            metrics: of this process: told which profiles there are, and given to the other processes.
+        """
+        self.table = ProfileTable({})
+        self.member = member
+        self.state: MemberState = "starting"
+        self.problem: str | None = None
+        self.has_passed_self_test = False
+        self._registry = registry
+        self._engine = engine
+        self._programs = programs
+        self._pins = pins
+        self._instance = instance
+        self._keep = keep_versions
+        # The admin API's, where that is enough: what the registry has put together once serves both.
+        self._history = max(DEFAULT_HISTORY, keep_versions + 1)
+        self._metrics = metrics
+        self._lock = InstanceLock(lock, _LOCK_TIMEOUT_S)
+        self._round = asyncio.Lock()
+        self._publishing = asyncio.Lock()
+        self._snapshot: Snapshot | None = None
+        self._seen: tuple[int, int] | None = None
+        self._has_surplus = False
+        self._retry_at: dict[str, float] = {}
+        self._beaten_at = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def generation_observed(self) -> int:
+        """Generation that requests see."""
+        return self.table.generation
+
+    @property
+    def generation_desired(self) -> int:
+        """Generation of the registry, as it was seen last."""
+        return self._snapshot.generation if self._snapshot is not None else 0
+
+    @property
+    def wanted(self) -> set[str]:
+        """Program keys that the registry wants loaded, as it was seen last."""
+        return self._snapshot.keys_wanted(self._keep) if self._snapshot is not None else set()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests see the registry's state, and steering was proved to work."""
+        is_current = self.problem is None and self.generation_observed == self.generation_desired
+        return self.state == "ready" and is_current and self.has_passed_self_test
+
+    async def start(self) -> None:
+        """Make the engine hold everything that the registry wants, then follow it.
+
+        Raises:
+            StagingError: a current profile cannot be served.
+        """
+        await self.refresh()
+        if self.problem is not None:
+            raise StagingError(self.problem, "failed")
+        self.state = "ready"
+        await self.publish()
+        self._task = asyncio.create_task(self._follow())
+
+    async def wait_for_peer(self, timeout_s: float) -> None:
+        """Wait until another process of this instance is ready: it has tested and loaded what all of them share.
+
+        Raises:
+            StagingError: none is in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not any(
+            row.instance == self._instance and row.state == "ready"
+            for row in await asyncio.to_thread(self._registry.members.list)
+        ):
+            if time.monotonic() > deadline:
+                raise StagingError(f"No other process of this server became ready in {timeout_s:g} s.", "failed")
+            await self.publish()
+            await asyncio.sleep(_BEAT_S)
+
+    async def drain(self) -> None:
+        """Say that this process takes no more requests."""
+        self.state = "draining"
+        await self.publish()
+
+    async def stop(self) -> None:
+        """Stop following and leave the registry."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await asyncio.to_thread(self._registry.members.leave, self.member)
+
+    async def refresh(self) -> None:
+        """Look at the registry now, and act on what has changed.
+
+        Raises:
+            RegistryError: it cannot be read.
+        """
+        async with self._round:
+            seen = await asyncio.to_thread(self._registry.changed)
+            snapshot = self._snapshot
+            is_new = seen != self._seen or snapshot is None
+            if is_new or snapshot is None:
+                snapshot = self._snapshot = await asyncio.to_thread(self._registry.snapshot, self._history)
+                self._seen = seen
+            if is_new or self.problem is not None or self._has_surplus:
+                await self._act(snapshot)
+
+    async def stage(self, key: str) -> None:
+        """Make every rank of this instance's engine hold a program.
+
+        Raises:
+            StagingError: it cannot; nothing has changed.
+            RegistryError: the engine's state could not be noted.
+        """
+        async with self._lock:
+            if key in await asyncio.to_thread(self._registry.members.holdings, self._instance):
+                return
+            try:
+                await self._load(key)
+            except SteeringEngineError as error:
+                raise StagingError(str(error), error.code) from error
+            except (RegistryError, BundleError, ValueError) as error:
+                raise StagingError(f"{key}: {error}", "damaged") from error
+
+    async def wait_observed(self, generation: int, timeout_s: float) -> bool:
+        """Wait until every live process shows a generation to its requests; False when some do not in time."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            members = await asyncio.to_thread(self._registry.members.list)
+            if all(row.observed >= generation for row in members if row.state != "starting"):
+                return True
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(_WAIT_STEP_S)
+
+    async def wait_staged(self, key: str, timeout_s: float) -> list[str]:
+        """Wait until every live instance holds a program; returns those that do not in time."""
+        deadline = time.monotonic() + timeout_s
+        while lacking := await asyncio.to_thread(self._registry.members.instances_without, key):
+            if time.monotonic() > deadline:
+                return list(lacking)
+            await asyncio.sleep(_WAIT_STEP_S)
+        return []
+
+    async def publish(self) -> None:
+        """Tell the others what this process shows, what its requests use that is no longer wanted, and its metrics."""
+        # One after the other: what an earlier call has counted must not replace what a later one has published.
+        async with self._publishing:
+            self._beaten_at = time.monotonic()
+            is_known = await asyncio.to_thread(
+                self._registry.members.beat,
+                self.member,
+                observed=self.table.generation,
+                pins=self._pins.keys - self.wanted,
+                state=self.state,
+                problem=self.problem,
+                counters=json.dumps(self._metrics.snapshot()),
+            )
+        if not is_known:
+            # This process stood still for so long that the others forgot it, and what its engine holds.
+            for key in await self._engine.holds():
+                await self._load(key)
+
+    async def _load(self, key: str) -> None:
+        """Make the engine hold a program, which costs little where it does, and note it. Under the instance's lock."""
+        acknowledged = await self._engine.load(key, await self._programs.load(key))
+        await asyncio.to_thread(self._registry.members.hold, self._instance, key, acknowledged[0]["checksum"])
+
+    async def _follow(self) -> None:
+        written: tuple[int, ...] = ()
+        asked_at = 0.0
+        while True:
+            await asyncio.sleep(_POLL_S)
+            seen, now = self._registry.written(), time.monotonic()
+            if seen == written and now < asked_at + _ASK_S:
+                continue
+            written, asked_at = seen, now
+            try:
+                await self.refresh()
+                if time.monotonic() - self._beaten_at > _BEAT_S:
+                    await self._metrics.receipts.reconcile(self._engine.ended)
+                    await self.publish()
+            except Exception as error:  # noqa: BLE001 - whatever it was, the next round may succeed, and requests go on
+                self.problem = f"The registry cannot be followed: {error}"
+                logger.warning("%s", self.problem)
+                await asyncio.sleep(_BEAT_S)
+
+    async def _act(self, snapshot: Snapshot) -> None:
+        members = self._registry.members
+        needed, wanted = snapshot.keys_needed(), snapshot.keys_wanted(self._keep)
+        holdings = set(await asyncio.to_thread(members.holdings, self._instance))
+        problem = None
+        # The needed ones first: where the pool is small, a version kept for later must not take their place.
+        for key in [*sorted(needed - holdings), *sorted(wanted - needed - holdings)]:
+            if time.monotonic() - self._beaten_at > _BEAT_S:
+                await self.publish()
+            failure = await self._try_stage(key)
+            if failure is None:
+                holdings.add(key)
+            elif key in needed:
+                problem = failure
+        if problem is None:
+            self._show(snapshot, holdings)
+        elif problem != self.problem:
+            logger.error("Generation %d of the registry is not served: %s", snapshot.generation, problem)
+        self.problem = problem
+        await self.publish()
+        await self._unload(holdings - wanted)
+
+    async def _try_stage(self, key: str) -> str | None:
+        """Stage a program; None, or what was in the way. What failed is not tried again at once."""
+        if time.monotonic() < self._retry_at.get(key, 0.0):
+            return f"{key} could not be loaded"
+        try:
+            await self.stage(key)
+        except (StagingError, RegistryError) as error:
+            self._retry_at[key] = time.monotonic() + _RETRY_S
+            logger.warning("Cannot load %s: %s", key, error)
+            return str(error)
+        self._retry_at.pop(key, None)
+        return None
+
+    def _show(self, snapshot: Snapshot, holdings: Collection[str]) -> None:
+        """Let requests see a state. The only place where they begin to."""
+        versions = {
+            name: [
+                Profile(name, snapshot.bundles[version.settings.bundle].manifest, version.settings, version.generation)
+                for version in kept
+                if version.settings is not None
+                and version.settings.key in holdings
+                and version.settings.bundle in snapshot.bundles
+            ]
+            for name, kept in snapshot.profiles.items()
+        }
+        self.table = ProfileTable(versions, snapshot.generation)
+        self._metrics.register(list(versions))
+
+    async def _unload(self, surplus: Collection[str]) -> None:
+        """Free programs that nobody wants, unless a request of some process still uses them."""
+        members = self._registry.members
+        self._has_surplus = False
+        for key in sorted(surplus):
+            async with self._lock:
+                if key not in await asyncio.to_thread(members.holdings, self._instance):
+                    continue
+                if not await asyncio.to_thread(members.may_unload, self._instance, key, self._keep):
+                    self._has_surplus = True
+                elif not await self._engine.unload(key):
+                    # A request that a stalled process admitted still runs with it: whole again, and tried again later.
+                    await self._load(key)
+                    self._has_surplus = True

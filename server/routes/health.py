@@ -1,0 +1,35 @@
+"""`GET /health/live` and `GET /health/ready`, for supervisors and load balancers."""
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from server.service import SteeringService
+
+router = APIRouter(prefix="/health", tags=["health"])
+
+
+@router.get("/live", summary="Is this process alive?")
+async def show_liveness(raw_request: Request) -> JSONResponse:
+    """200 while the engine runs; 503 when it has died and a restart is what helps."""
+    return _answer(not raw_request.app.state.engine_client.errored, "the engine has died")
+
+
+@router.get("/ready", summary="Should this process get requests?")
+async def show_readiness(raw_request: Request) -> JSONResponse:
+    """200 when the self-test has passed and requests see the registry's newest state on every rank; otherwise 503."""
+    service: SteeringService = raw_request.app.state.steering
+    reconciler = service.reconciler
+    if raw_request.app.state.engine_client.errored:
+        return _answer(False, "the engine has died")
+    reason = reconciler.problem or (
+        f"state {reconciler.state}, generation {reconciler.generation_observed} of {reconciler.generation_desired}"
+    )
+    return _answer(reconciler.is_ready, reason, generation=reconciler.generation_observed)
+
+
+def _answer(is_good: bool, reason: str, **facts: Any) -> JSONResponse:
+    body = {"status": "ok", **facts} if is_good else {"status": "unavailable", "reason": reason, **facts}
+    return JSONResponse(body, HTTPStatus.OK if is_good else HTTPStatus.SERVICE_UNAVAILABLE)

@@ -1,0 +1,19 @@
+"""`GET /metrics`: vLLM's series, and those of steering over all processes of this server."""
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from server.engine.launch import metrics_registry
+from server.metrics.exposition import render
+from server.scrape import scrape
+from server.service import SteeringService
+
+router = APIRouter()
+
+
+@router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+async def show_metrics(raw_request: Request) -> Response:
+    """Prometheus' text format, or OpenMetrics where the client asks for it."""
+    service: SteeringService = raw_request.app.state.steering
+    text, content_type = render(await scrape(service), raw_request.headers.get("accept"), metrics_registry())
+    return Response(text, media_type=content_type)

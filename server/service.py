@@ -1,0 +1,112 @@
+"""What the routes of one API process work with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from server.auth.audit import AuditLog
+from server.auth.keys import Identity, KeyRing
+from server.engine.client import SteeringEngine
+from server.engine.steering import Steering
+from server.errors import ErrorCode, SteeringRequestError
+from server.metrics.metrics import SteeringMetrics
+from server.operations import Operations
+from server.pins import Pins
+from server.profiles import ProfileTable, Resolved
+from server.reconciler import Reconciler
+from server.registry.registry import Registry
+from server.schema import ProfileRef
+
+
+class SteerableRequest(Protocol):
+    """What the request models of this server have in common."""
+
+    model: str | None
+    use_beam_search: bool
+
+    @property
+    def profile_refs(self) -> list[ProfileRef]: ...
+
+    def steer_with(self, steering: Steering | None) -> None: ...
+
+
+@dataclass(frozen=True)
+class SteeringService:
+    """The parts of the steering server, and the admission of requests.
+
+    Attributes:
+        model_names: names under which the target model is served.
+        instance: id of this server among those on the registry.
+        build: versions of what serves, by label of the metrics.
+        bytes_per_row: device memory of one row of the pool.
+        engine: the steering engine.
+        registry: the durable state.
+        reconciler: keeps this process in step with it.
+        operations: changes of it.
+        pins: programs that running requests rely on.
+        metrics: counters of this process.
+        audit: log of changes.
+        keys: who may do what.
+    """
+
+    model_names: tuple[str, ...]
+    instance: str
+    build: Mapping[str, Any]
+    bytes_per_row: int
+    engine: SteeringEngine
+    registry: Registry
+    reconciler: Reconciler
+    operations: Operations
+    pins: Pins
+    metrics: SteeringMetrics
+    audit: AuditLog
+    keys: KeyRing
+
+    @property
+    def profiles(self) -> ProfileTable:
+        """The profiles that requests may name now."""
+        return self.reconciler.table
+
+    def admit(self, request: SteerableRequest, identity: Identity) -> Resolved | None:
+        """Resolve a request's profiles; None when it asks for no steering.
+
+        A model name `<model>@<profile>` is replaced by `<model>`.
+
+        Args:
+            request: validated body.
+            identity: whose request it is.
+
+        Raises:
+            SteeringRequestError: the request cannot be steered as it asks.
+        """
+        refs = request.profile_refs
+        base, profile = self.split_model(request.model)
+        if profile is not None:
+            if refs:
+                raise SteeringRequestError(
+                    ErrorCode.CONFLICT,
+                    f"Both the model name {request.model!r} and steering_profile choose a profile; use one of them.",
+                    param="model",
+                )
+            refs = [ProfileRef(name=profile)]
+            request.model = base
+        if not refs:
+            return None
+        if request.use_beam_search:
+            raise SteeringRequestError(
+                ErrorCode.UNSUPPORTED,
+                "Steering is not supported together with use_beam_search.",
+                param="use_beam_search",
+            )
+        resolved = self.profiles.resolve(refs, identity)
+        request.steer_with(resolved.steering)
+        return resolved
+
+    def split_model(self, model: str | None) -> tuple[str | None, str | None]:
+        """Model and profile that a model name means; the profile is None unless it is `<served model>@<profile>`."""
+        if model is None or model in self.model_names:
+            return model, None
+        for base in sorted(self.model_names, key=len, reverse=True):
+            if model.startswith(f"{base}@"):
+                return base, model.removeprefix(f"{base}@")
+        return model, None
