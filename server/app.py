@@ -95,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         args.steering_lock = Path(temporary) / "engine.lock"
         registry = Registry.open(args.steering_directory)
         try:
+            registry.end_drains()
             programs = _programs(args, settings, registry)
             seed(registry, settings, programs, _signatures(settings))
             require_servable(registry, programs)
@@ -144,7 +145,7 @@ async def _serve(args: argparse.Namespace, listen_address: str, sock: Any, clien
             app = await process.start(client, is_first=not client_config or not client_config["client_index"])
             process.logger.info("Starting ExpertSteer server on %s", listen_address)
             shutdown = await launch.serve(app, sock, args, peer_loads)
-            died = client.errored
+            died = launch.has_died(client)
         await shutdown
     finally:
         await process.stop()
@@ -180,6 +181,7 @@ class _Process:
         settings = SteeringSettings.from_args(args)
         request_log.enable(args.enable_log_requests)
         engine = SteeringEngine(client)
+        spans = EngineSettings.of(client.vllm_config).spans
         pins, counters = Pins(), SteeringMetrics(settings.metric_profiles)
         programs = _programs(args, settings, registry)
         audit_log = AuditLog(registry.directory / "audit.jsonl")
@@ -193,6 +195,7 @@ class _Process:
             lock=args.steering_lock,
             member=member,
             keep_versions=settings.keep_versions,
+            spans=spans,
             metrics=counters,
         )
         if is_first:
@@ -213,7 +216,7 @@ class _Process:
             programs,
             counters,
             audit_log,
-            spans=EngineSettings.of(client.vllm_config).spans,
+            spans=spans,
             signatures=_signatures(settings),
             root=BundleRoot(settings.bundle_root) if settings.bundle_root is not None else None,
             remote=RemoteSources(settings.remote),

@@ -49,7 +49,7 @@ class SteeringGuard:
             return
         path, route = scope["path"], get_route_path(scope)
         service: SteeringService = scope["app"].state.steering
-        if service.reconciler.state == "draining" and not is_steering(route):
+        if service.reconciler.state == "draining":
             await _DRAINING.response()(scope, receive, send)
             return
         asked = _asked_in_query(scope["query_string"])

@@ -11,20 +11,19 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from artifacts.bundle import Bundle, load_bundle
 from artifacts.errors import BundleError, quoted
 from artifacts.manifest import ExcludedSpan, Manifest, Scope
 from server.auth.audit import AuditLog
-from server.engine.client import SteeringEngine
-from server.engine.steering import SPAN_NAMES
+from server.engine.client import SteeringEngine, SteeringEngineError
 from server.errors import ErrorCode, SteeringRequestError
-from server.lowering import kept_interventions
 from server.metrics.metrics import SteeringMetrics
 from server.preconditions import expected_generation, failed, must_be_new
-from server.profiles import recommended_settings
+from server.profiles import checked_layers, recommended_settings
 from server.programs import Programs
-from server.reconciler import Reconciler, StagingError
+from server.reconciler import Reconciler, StagingError, spans_of
 from server.refusals import refusal_of
 from server.registry.errors import RegistryError, RegistryErrorCode
 from server.registry.records import BundleRecord, ProfileSettings, ProfileVersion, Snapshot, parse_key
@@ -46,6 +45,7 @@ _RELEASE_TIMEOUT_S = 2.0
 _WAIT_STEP_S = 0.02
 _COMMIT_ATTEMPTS = 5
 _MIN_DIGEST_PREFIX = len("sha256:") + 8
+_KNOWN_ERRORS = (BundleError, SourceError, RegistryError, StagingError, SteeringEngineError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,7 @@ class Operations:
         self._max_bytes = max_bundle_bytes
         # Changes of this process that wait for a program; the last one takes its intent back.
         self._intents: Counter[str] = Counter()
+        self._intending = asyncio.Lock()
 
     async def upload(
         self,
@@ -238,7 +239,7 @@ class Operations:
         async def fetch(target: Path) -> Received:
             return await self._remote.fetch(uri, digest, target, self._max_bytes)
 
-        return await self._add(fetch, actor, uri, digest, signature, dry_run)
+        return await self._add(fetch, actor, _without_credentials(uri), digest, signature, dry_run)
 
     async def delete_bundle(self, digest: str, *, actor: str, drain: bool, timeout_s: float) -> None:
         """Forget a bundle and free its rows.
@@ -253,13 +254,13 @@ class Operations:
             SteeringRequestError: it does not exist (404), or something uses it (409); nothing has changed.
         """
         async with self._change("bundle.delete", actor, digest) as change:
-            record = _bundle_named(await self._snapshot(), digest)
+            record = bundle_named(await self._snapshot(), digest)
             digest = change.digest = record.digest
             await asyncio.to_thread(self._registry.set_draining, digest, True, actor=actor)
             removed = False
             try:
                 generation = await asyncio.to_thread(self._registry.generation)
-                await self._reconciler.refresh()
+                await self._reconciler.refresh(is_forced=True)
                 if not await self._reconciler.wait_observed(generation, _OBSERVE_TIMEOUT_S):
                     raise SteeringRequestError(
                         ErrorCode.CONFLICT_STATE,
@@ -319,7 +320,9 @@ class Operations:
             previous, is_new_only = snapshot.current(name), must_be_new(if_none_match)
             expected = expected_generation(previous, if_match)
             if is_new_only and previous is not None:
-                raise failed(f"Profile {name!r} exists already, made by generation {previous.generation}.")
+                raise failed(
+                    f"Profile {name!r} exists already, made by generation {previous.generation}.", "If-None-Match"
+                )
             change.before = previous.generation if previous is not None else None
             if dry_run:
                 version = ProfileVersion(name, snapshot.generation + 1, settings, "put", actor, _now(), None)
@@ -356,7 +359,8 @@ class Operations:
             settings = target.settings
             assert settings is not None
             change.digest = settings.bundle
-            manifest = _bundle_named(await self._snapshot(), settings.bundle, status=HTTPStatus.CONFLICT).manifest
+            self._refuse_unknown_spans(settings.exclude)
+            manifest = bundle_named(await self._snapshot(), settings.bundle, status=HTTPStatus.CONFLICT).manifest
             version = await self._commit(
                 settings.key,
                 lambda: self._registry.put_profile(
@@ -403,7 +407,10 @@ class Operations:
         return {
             "is_ready": reconciler.is_ready,
             "generation_desired": await asyncio.to_thread(self._registry.generation),
-            "generation_observed": min((row.observed for row in rows), default=reconciler.generation_observed),
+            "generation_observed": min(
+                (row.observed for row in rows if row.instance == reconciler.instance and row.state != "starting"),
+                default=reconciler.generation_observed,
+            ),
             "members": [
                 {
                     "member": row.member,
@@ -455,12 +462,10 @@ class Operations:
                         bundle.digest, bundle.num_bytes, bundle.manifest, _now(), actor, source, False, signer
                     )
                     return BundleOutcome(record, known is None, False, checks, True, time.monotonic() - started_s)
-                if known is not None and not known.is_draining:
-                    await self._load_everywhere(bundle.digest)
-                    return BundleOutcome(known, False, True, checks, False, time.monotonic() - started_s)
                 record, created = await self._take(target, bundle, actor, source, signer)
                 await self._catch_up()
-                return BundleOutcome(record, created, True, checks, False, time.monotonic() - started_s)
+                is_resident = await self._reconciler.is_held(record.digest)
+                return BundleOutcome(record, created, is_resident, checks, False, time.monotonic() - started_s)
             finally:
                 target.unlink(missing_ok=True)
 
@@ -520,15 +525,22 @@ class Operations:
     async def _intended(self, key: str) -> AsyncIterator[None]:
         """Ask every instance to load a program that nothing in the registry names yet."""
         members, member = self._registry.members, self._reconciler.member
-        self._intents[key] += 1
+        async with self._intending:
+            self._intents[key] += 1
+            try:
+                await asyncio.to_thread(members.intend, member, key)
+            except RegistryError:
+                # The others had given this process up; now it is back.
+                await self._reconciler.publish()
+                await asyncio.to_thread(members.intend, member, key)
         try:
-            await asyncio.to_thread(members.intend, member, key)
             yield
         finally:
-            self._intents[key] -= 1
-            if not self._intents[key]:
-                del self._intents[key]
-                await asyncio.shield(asyncio.to_thread(members.forget_intent, member, key))
+            async with self._intending:
+                self._intents[key] -= 1
+                if not self._intents[key]:
+                    del self._intents[key]
+                    await asyncio.shield(asyncio.to_thread(members.forget_intent, member, key))
 
     async def _snapshot(self) -> Snapshot:
         return await asyncio.to_thread(self._registry.snapshot)
@@ -544,14 +556,14 @@ class Operations:
         """Wait until every process shows what was committed. As it is committed, nothing here may refuse it."""
         try:
             generation = await asyncio.to_thread(self._registry.generation)
-            await self._reconciler.refresh()
+            await self._reconciler.refresh(is_forced=True)
             return await self._reconciler.wait_observed(generation, _OBSERVE_TIMEOUT_S)
-        except RegistryError as error:
+        except Exception as error:  # noqa: BLE001 - see above; the next round of every process does the same again
             logger.warning("A change is committed and not yet shown: %s", error)
             return False
 
     def _settings(self, spec: ProfileSpec, snapshot: Snapshot) -> ProfileSettings:
-        record = _bundle_named(snapshot, spec.bundle, param="bundle")
+        record = bundle_named(snapshot, spec.bundle, param="bundle")
         recommended = recommended_settings(record.digest, record.manifest)
         maximum = recommended.maximum_strength if spec.maximum_strength is None else spec.maximum_strength
         if not 0 < maximum <= recommended.maximum_strength:
@@ -579,8 +591,8 @@ class Operations:
         )
 
     def _refuse_unknown_spans(self, exclude: Sequence[ExcludedSpan]) -> None:
-        for name in exclude:
-            if name in SPAN_NAMES and name not in self._spans:
+        for name in spans_of(exclude):
+            if name not in self._spans:
                 raise SteeringRequestError(
                     ErrorCode.UNSUPPORTED,
                     f"This server does not know which tokens open and close {name}; start it with "
@@ -616,7 +628,7 @@ class Operations:
             with self._metrics.operation(operation):
                 try:
                     yield change
-                except (BundleError, SourceError, RegistryError, StagingError, ValueError) as error:
+                except _KNOWN_ERRORS as error:
                     raise refusal_of(error) from error
         except SteeringRequestError as error:
             change.outcome, change.reason = "refused", f"{error.code.value}: {error}"
@@ -651,10 +663,20 @@ class _Change:
     reason: str | None = None
 
 
-def _bundle_named(
+def bundle_named(
     snapshot: Snapshot, digest: str, param: str = "digest", status: HTTPStatus = HTTPStatus.NOT_FOUND
 ) -> BundleRecord:
-    """The bundle with a digest, or with a prefix of it that no other bundle has."""
+    """The bundle with a digest, or with a prefix of it that no other bundle has.
+
+    Args:
+        snapshot: where to look.
+        digest: "sha256:" and at least 8 digits.
+        param: field of the request that named it.
+        status: of the refusal when there is none.
+
+    Raises:
+        SteeringRequestError: there is none, or there are several (400).
+    """
     found = [record for known, record in snapshot.bundles.items() if known.startswith(digest)]
     if len(digest) < _MIN_DIGEST_PREFIX or not found:
         raise SteeringRequestError(
@@ -669,16 +691,19 @@ def _bundle_named(
 
 
 def _layers(layers: tuple[int, ...] | None, manifest: Manifest) -> tuple[int, ...] | None:
-    """The layers that a profile uses, held against those where its bundle does something."""
-    if layers is None:
-        return None
-    steered = sorted({step.layer for step in manifest.interventions if step.kind != "condition"})
-    unknown = [layer for layer in layers if layer not in steered]
-    if unknown or not layers:
-        what = f"names layer {unknown[0]}" if unknown else "is empty"
-        raise _invalid(f"layers {what}; bundle {manifest.name!r} steers layers {steered}.", "layers")
-    kept = kept_interventions(manifest, layers)
-    return None if len(kept) == len(manifest.interventions) else tuple(sorted(set(layers)))
+    try:
+        return checked_layers(layers, manifest)
+    except ValueError as error:
+        raise _invalid(str(error), "layers") from None
+
+
+def _without_credentials(uri: str) -> str:
+    """An address as logs may show it."""
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return "an address that cannot be read"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _invalid(message: str, param: str) -> SteeringRequestError:

@@ -30,7 +30,7 @@ def expected_generation(current: ProfileVersion | None, if_match: str | None) ->
     if current is None:
         raise failed("There is no such profile, so no version of it can match.")
     if if_match.strip() == "*":
-        return current.generation
+        return None
     tags = [_TAG.fullmatch(tag.strip()) for tag in if_match.split(",")]
     generations = [int(tag[1]) for tag in tags if tag is not None]
     if len(generations) < len(tags):
@@ -59,6 +59,6 @@ def must_be_new(if_none_match: str | None) -> bool:
     return if_none_match is not None
 
 
-def failed(message: str) -> SteeringRequestError:
+def failed(message: str, param: str = "If-Match") -> SteeringRequestError:
     """The refusal 412."""
-    return SteeringRequestError(ErrorCode.PRECONDITION_FAILED, message, HTTPStatus.PRECONDITION_FAILED, "If-Match")
+    return SteeringRequestError(ErrorCode.PRECONDITION_FAILED, message, HTTPStatus.PRECONDITION_FAILED, param)

@@ -3,7 +3,7 @@
 import difflib
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 
@@ -22,6 +22,8 @@ _ROUNDING = 1e-9
 _MIN_DIGEST_PREFIX = len("sha256:") + 8
 # Names in a message.
 _MAX_LISTED = 20
+# Names that an unknown one is compared with.
+_MAX_COMPARED = 200
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,23 @@ class Profile:
             allowed_keys=now.allowed_keys,
         )
         return replace(self, settings=limited)
+
+
+def checked_layers(layers: Collection[int] | None, manifest: Manifest) -> tuple[int, ...] | None:
+    """The layers that a profile uses, held against those where its bundle does something; None for all of them.
+
+    Raises:
+        ValueError: there are none, or the bundle does nothing at one of them.
+    """
+    if layers is None:
+        return None
+    steered = sorted({step.layer for step in manifest.interventions if step.kind != "condition"})
+    unknown = [layer for layer in layers if layer not in steered]
+    if unknown or not layers:
+        what = f"name layer {unknown[0]}" if unknown else "are none"
+        raise ValueError(f"The layers {what}; bundle {quoted(manifest.name)} steers layers {steered}.")
+    kept = kept_interventions(manifest, layers)
+    return None if len(kept) == len(manifest.interventions) else tuple(sorted(set(layers)))
 
 
 def recommended_settings(digest: str, manifest: Manifest) -> ProfileSettings:
@@ -161,7 +180,7 @@ class ProfileTable:
 
     def usable_by(self, identity: Identity) -> list[Profile]:
         """The profiles that a key may use."""
-        return [profile for profile in self if _may_use(identity, profile)]
+        return [profile for profile in self if may_use(identity, profile.name, profile.settings)]
 
     def resolve(self, refs: Sequence[ProfileRef], identity: Identity) -> Resolved:
         """Decide what a request's profiles mean now.
@@ -183,7 +202,8 @@ class ProfileTable:
         versions = self._versions.get(name)
         if versions is None:
             usable = [profile.name for profile in self.usable_by(identity)]
-            near = difflib.get_close_matches(name, usable, n=3, cutoff=0.4)
+            # Of a thousand names this would take longer than a step of the engine.
+            near = difflib.get_close_matches(name, usable[:_MAX_COMPARED], n=3, cutoff=0.4)
             shown = ", ".join(usable[:_MAX_LISTED]) + (", ..." if len(usable) > _MAX_LISTED else "")
             served = f"Near names: {', '.join(near)}." if near else f"Served: {shown or 'none'}."
             raise SteeringRequestError(
@@ -191,7 +211,7 @@ class ProfileTable:
                 f"Steering profile {quoted(name)} does not exist. {served}",
                 HTTPStatus.NOT_FOUND,
             )
-        if not _may_use(identity, versions[0]):
+        if not may_use(identity, name, versions[0].settings):
             raise SteeringRequestError(
                 ErrorCode.PROFILE_FORBIDDEN,
                 f"The key {identity.name!r} may not use steering profile {name!r}.",
@@ -203,9 +223,9 @@ class ProfileTable:
         return ResolvedTerm(profile, strength, settings.scope if ref.scope is None else ref.scope)
 
 
-def _may_use(identity: Identity, profile: Profile) -> bool:
-    allowed = profile.settings.allowed_keys
-    return identity.may_use(profile.name) and (allowed is None or identity.name in allowed)
+def may_use(identity: Identity, name: str, settings: ProfileSettings) -> bool:
+    """Whether a key may use a profile with these settings."""
+    return identity.may_use(name) and (settings.allowed_keys is None or identity.name in settings.allowed_keys)
 
 
 def _version(name: str, versions: Sequence[Profile], digest: str) -> Profile:
@@ -232,11 +252,15 @@ def _check_total_strength(terms: Sequence[ResolvedTerm], identity: Identity) -> 
                 ErrorCode.STRENGTH_INVALID,
                 f"Strength {total:g} of profile {name!r} is over its maximum of {maximum:g}.",
             )
-        bound = identity.maximum_strength
-        if bound is not None and total > bound * (1 + _ROUNDING):
+    if (bound := identity.maximum_strength) is None:
+        return
+    # The key's counts for each bundle, under whatever names it comes.
+    for digest in dict.fromkeys(term.profile.settings.bundle for term in terms):
+        total = sum(abs(term.strength) for term in terms if term.profile.settings.bundle == digest)
+        if total > bound * (1 + _ROUNDING):
             raise SteeringRequestError(
                 ErrorCode.STRENGTH_INVALID,
-                f"Strength {total:g} of profile {name!r} is over {bound:g}, the maximum of the key {identity.name!r}.",
+                f"Strength {total:g} of bundle {digest} is over {bound:g}, the maximum of the key {identity.name!r}.",
                 HTTPStatus.FORBIDDEN,
             )
 

@@ -4,16 +4,18 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from artifacts.errors import BundleError
 from server.engine.client import SteeringEngine, SteeringEngineError
+from server.engine.steering import SPAN_NAMES
 from server.metrics.metrics import SteeringMetrics
 from server.pins import Pins
 from server.profiles import Profile, ProfileTable
 from server.programs import Programs
+from server.registry.desired import LIVE_S
 from server.registry.errors import RegistryError
 from server.registry.lock import InstanceLock
 from server.registry.records import Snapshot
@@ -25,11 +27,23 @@ logger = logging.getLogger("vllm.expertsteer")
 _POLL_S = 0.01
 _ASK_S = 0.2
 _BEAT_S = 1.0
+# Between two attempts at what could not be finished.
+_AGAIN_S = 0.1
+_CHECK_TIMEOUT_S = 5.0
 _RETRY_S = 5.0
 _LOCK_TIMEOUT_S = 60.0
 _WAIT_STEP_S = 0.01
 
-MemberState = Literal["starting", "ready", "draining", "failed"]
+MemberState = Literal["starting", "ready", "draining"]
+
+
+class _Said(NamedTuple):
+    """What a process has told the others about itself."""
+
+    observed: int
+    pins: frozenset[str]
+    state: MemberState
+    problem: str | None
 
 
 class StagingError(RuntimeError):
@@ -52,6 +66,7 @@ class Reconciler:
 
     Attributes:
         table: the profiles that requests may name; replaced as a whole.
+        instance: id of the server that this process belongs to.
         member: id of this process in the registry.
         state: of this process.
         problem: why the registry's state is not shown to requests; None when it is.
@@ -69,6 +84,7 @@ class Reconciler:
         lock: Path,
         member: str,
         keep_versions: int,
+        spans: Collection[str],
         metrics: SteeringMetrics,
     ) -> None:
         """Take what is needed; `start` begins.
@@ -82,9 +98,11 @@ class Reconciler:
             lock: file for the lock of this instance's processes.
             member: id of this process in the registry.
             keep_versions: previous versions of each profile that stay loaded.
+            spans: names of the spans whose delimiters the engine knows.
             metrics: of this process: told which profiles there are, and given to the other processes.
         """
         self.table = ProfileTable({})
+        self.instance = instance
         self.member = member
         self.state: MemberState = "starting"
         self.problem: str | None = None
@@ -93,20 +111,22 @@ class Reconciler:
         self._engine = engine
         self._programs = programs
         self._pins = pins
-        self._instance = instance
         self._keep = keep_versions
         # The admin API's, where that is enough: what the registry has put together once serves both.
         self._history = max(DEFAULT_HISTORY, keep_versions + 1)
+        self._spans = frozenset(spans)
         self._metrics = metrics
         self._lock = InstanceLock(lock, _LOCK_TIMEOUT_S)
         self._round = asyncio.Lock()
         self._publishing = asyncio.Lock()
         self._snapshot: Snapshot | None = None
         self._seen: tuple[int, int] | None = None
-        self._has_surplus = False
+        self._is_unfinished = False
         self._retry_at: dict[str, float] = {}
-        self._beaten_at = 0.0
-        self._task: asyncio.Task[None] | None = None
+        self._again_at = 0.0
+        self._looked_at = 0.0
+        self._published: _Said | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def generation_observed(self) -> int:
@@ -127,7 +147,8 @@ class Reconciler:
     def is_ready(self) -> bool:
         """Whether requests see the registry's state, and steering was proved to work."""
         is_current = self.problem is None and self.generation_observed == self.generation_desired
-        return self.state == "ready" and is_current and self.has_passed_self_test
+        is_fresh = time.monotonic() < self._looked_at + LIVE_S
+        return self.state == "ready" and is_current and is_fresh and self.has_passed_self_test
 
     async def start(self) -> None:
         """Make the engine hold everything that the registry wants, then follow it.
@@ -140,7 +161,7 @@ class Reconciler:
             raise StagingError(self.problem, "failed")
         self.state = "ready"
         await self.publish()
-        self._task = asyncio.create_task(self._follow())
+        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._live())]
 
     async def wait_for_peer(self, timeout_s: float) -> None:
         """Wait until another process of this instance is ready: it has tested and loaded what all of them share.
@@ -150,7 +171,7 @@ class Reconciler:
         """
         deadline = time.monotonic() + timeout_s
         while not any(
-            row.instance == self._instance and row.state == "ready"
+            row.instance == self.instance and row.state == "ready"
             for row in await asyncio.to_thread(self._registry.members.list)
         ):
             if time.monotonic() > deadline:
@@ -165,26 +186,34 @@ class Reconciler:
 
     async def stop(self) -> None:
         """Stop following and leave the registry."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._registry.members.leave, self.member)
 
-    async def refresh(self) -> None:
+    async def refresh(self, *, is_forced: bool = False) -> None:
         """Look at the registry now, and act on what has changed.
+
+        Args:
+            is_forced: look closely, because this process has changed something itself.
 
         Raises:
             RegistryError: it cannot be read.
+            SteeringEngineError: the engine does not do what is asked of it.
         """
         async with self._round:
-            seen = await asyncio.to_thread(self._registry.changed)
-            snapshot = self._snapshot
-            is_new = seen != self._seen or snapshot is None
-            if is_new or snapshot is None:
-                snapshot = self._snapshot = await asyncio.to_thread(self._registry.snapshot, self._history)
+            seen, snapshot = await asyncio.to_thread(self._registry.changed), self._snapshot
+            if is_forced or seen != self._seen or snapshot is None:
+                snapshot = await asyncio.to_thread(self._registry.snapshot, self._history)
                 self._seen = seen
-            if is_new or self.problem is not None or self._has_surplus:
+            # Others say every second that they are alive, and that is no reason to act.
+            is_new = self._snapshot is None or _facts(snapshot) != _facts(self._snapshot)
+            self._snapshot = snapshot
+            is_unfinished = self.problem is not None or self._is_unfinished
+            if is_new or (is_unfinished and time.monotonic() >= self._again_at):
                 await self._act(snapshot)
+                self._again_at = time.monotonic() + _AGAIN_S
+            self._looked_at = time.monotonic()
 
     async def stage(self, key: str) -> None:
         """Make every rank of this instance's engine hold a program.
@@ -194,7 +223,7 @@ class Reconciler:
             RegistryError: the engine's state could not be noted.
         """
         async with self._lock:
-            if key in await asyncio.to_thread(self._registry.members.holdings, self._instance):
+            if key in await asyncio.to_thread(self._registry.members.holdings, self.instance):
                 return
             try:
                 await self._load(key)
@@ -202,6 +231,10 @@ class Reconciler:
                 raise StagingError(str(error), error.code) from error
             except (RegistryError, BundleError, ValueError) as error:
                 raise StagingError(f"{key}: {error}", "damaged") from error
+
+    async def is_held(self, key: str) -> bool:
+        """Whether every rank of this instance's engine holds a program."""
+        return key in await asyncio.to_thread(self._registry.members.holdings, self.instance)
 
     async def wait_observed(self, generation: int, timeout_s: float) -> bool:
         """Wait until every live process shows a generation to its requests; False when some do not in time."""
@@ -224,28 +257,40 @@ class Reconciler:
         return []
 
     async def publish(self) -> None:
-        """Tell the others what this process shows, what its requests use that is no longer wanted, and its metrics."""
+        """Tell the others what this process shows, what its requests use that may go, and its metrics."""
         # One after the other: what an earlier call has counted must not replace what a later one has published.
         async with self._publishing:
-            self._beaten_at = time.monotonic()
+            said = self._said()
             is_known = await asyncio.to_thread(
                 self._registry.members.beat,
                 self.member,
-                observed=self.table.generation,
-                pins=self._pins.keys - self.wanted,
-                state=self.state,
-                problem=self.problem,
+                observed=said.observed,
+                pins=said.pins,
+                state=said.state,
+                problem=said.problem,
                 counters=json.dumps(self._metrics.snapshot()),
             )
+            self._published = said
         if not is_known:
             # This process stood still for so long that the others forgot it, and what its engine holds.
-            for key in await self._engine.holds():
-                await self._load(key)
+            async with self._lock:
+                for key in await self._engine.holds():
+                    await self._load(key)
+
+    def _said(self) -> _Said:
+        # Not what is only intended: an intent may be taken back at any moment.
+        needed = self._snapshot.keys_needed() if self._snapshot is not None else set()
+        return _Said(self.table.generation, self._pins.keys - needed, self.state, self.problem)
 
     async def _load(self, key: str) -> None:
         """Make the engine hold a program, which costs little where it does, and note it. Under the instance's lock."""
         acknowledged = await self._engine.load(key, await self._programs.load(key))
-        await asyncio.to_thread(self._registry.members.hold, self._instance, key, acknowledged[0]["checksum"])
+        try:
+            await asyncio.to_thread(self._registry.members.hold, self.instance, key, acknowledged[0]["checksum"])
+        except RegistryError:
+            # What is not noted would stay for ever.
+            await self._engine.unload(key)
+            raise
 
     async def _follow(self) -> None:
         written: tuple[int, ...] = ()
@@ -258,34 +303,45 @@ class Reconciler:
             written, asked_at = seen, now
             try:
                 await self.refresh()
-                if time.monotonic() - self._beaten_at > _BEAT_S:
-                    await self._metrics.receipts.reconcile(self._engine.ended)
-                    await self.publish()
             except Exception as error:  # noqa: BLE001 - whatever it was, the next round may succeed, and requests go on
                 self.problem = f"The registry cannot be followed: {error}"
                 logger.warning("%s", self.problem)
                 await asyncio.sleep(_BEAT_S)
 
+    async def _live(self) -> None:
+        """Say regularly that this process is alive, whatever the engine does meanwhile; and check receipts."""
+        while True:
+            await asyncio.sleep(_BEAT_S)
+            try:
+                await self.publish()
+                async with asyncio.timeout(_CHECK_TIMEOUT_S):
+                    await self._metrics.receipts.reconcile(self._engine.ended)
+            except Exception as error:  # noqa: BLE001 - as above
+                logger.warning("Cannot tell the other processes of this one: %s", error)
+
     async def _act(self, snapshot: Snapshot) -> None:
         members = self._registry.members
         needed, wanted = snapshot.keys_needed(), snapshot.keys_wanted(self._keep)
-        holdings = set(await asyncio.to_thread(members.holdings, self._instance))
+        holdings = set(await asyncio.to_thread(members.holdings, self.instance))
         problem = None
+        self._is_unfinished = False
         # The needed ones first: where the pool is small, a version kept for later must not take their place.
         for key in [*sorted(needed - holdings), *sorted(wanted - needed - holdings)]:
-            if time.monotonic() - self._beaten_at > _BEAT_S:
-                await self.publish()
             failure = await self._try_stage(key)
             if failure is None:
                 holdings.add(key)
-            elif key in needed:
+                continue
+            self._is_unfinished = True
+            if key in needed:
                 problem = failure
+        problem = problem or self._unservable(snapshot)
         if problem is None:
             self._show(snapshot, holdings)
         elif problem != self.problem:
             logger.error("Generation %d of the registry is not served: %s", snapshot.generation, problem)
         self.problem = problem
-        await self.publish()
+        if self._said() != self._published:
+            await self.publish()
         await self._unload(holdings - wanted)
 
     async def _try_stage(self, key: str) -> str | None:
@@ -305,28 +361,56 @@ class Reconciler:
         """Let requests see a state. The only place where they begin to."""
         versions = {
             name: [
-                Profile(name, snapshot.bundles[version.settings.bundle].manifest, version.settings, version.generation)
-                for version in kept
+                Profile(name, record.manifest, version.settings, version.generation)
+                for version in kept[: self._keep + 1]
                 if version.settings is not None
                 and version.settings.key in holdings
-                and version.settings.bundle in snapshot.bundles
+                and (record := snapshot.bundles.get(version.settings.bundle)) is not None
+                and not record.is_draining
+                and self._spans.issuperset(spans_of(version.settings.exclude))
             ]
             for name, kept in snapshot.profiles.items()
         }
         self.table = ProfileTable(versions, snapshot.generation)
         self._metrics.register(list(versions))
 
+    def _unservable(self, snapshot: Snapshot) -> str | None:
+        """Why this server cannot serve a current version that an offline command has made; None when there is none."""
+        for name, (version, *_) in snapshot.profiles.items():
+            unknown = set(spans_of(version.settings.exclude)) - self._spans if version.settings is not None else None
+            if unknown:
+                return f"Profile {name!r} leaves {', '.join(unknown)} unsteered; start with --steering-span for it."
+        return None
+
     async def _unload(self, surplus: Collection[str]) -> None:
         """Free programs that nobody wants, unless a request of some process still uses them."""
         members = self._registry.members
-        self._has_surplus = False
+        users = await self._engine.users() if surplus else {}
         for key in sorted(surplus):
+            if users.get(key):
+                self._is_unfinished = True
+                continue
             async with self._lock:
-                if key not in await asyncio.to_thread(members.holdings, self._instance):
+                checksum = (await asyncio.to_thread(members.holdings, self.instance)).get(key)
+                if checksum is None:
                     continue
-                if not await asyncio.to_thread(members.may_unload, self._instance, key, self._keep):
-                    self._has_surplus = True
-                elif not await self._engine.unload(key):
-                    # A request that a stalled process admitted still runs with it: whole again, and tried again later.
-                    await self._load(key)
-                    self._has_surplus = True
+                if not await asyncio.to_thread(members.may_unload, self.instance, key, self._keep):
+                    self._is_unfinished = True
+                    continue
+                is_free = False
+                try:
+                    is_free = await self._engine.unload(key)
+                finally:
+                    if not is_free:
+                        # Failed, or a request came to use it: it is still there, and tried again later.
+                        self._is_unfinished = True
+                        await asyncio.shield(asyncio.to_thread(members.hold, self.instance, key, checksum))
+
+
+def spans_of(exclude: Iterable[str]) -> list[str]:
+    """Those of a profile's excluded spans whose delimiters the engine must know."""
+    return [name for name in exclude if name in SPAN_NAMES]
+
+
+def _facts(snapshot: Snapshot) -> tuple[int, frozenset[str]]:
+    return snapshot.generation, snapshot.intents

@@ -3,6 +3,7 @@
 from http import HTTPStatus
 
 from artifacts.errors import BundleError, BundleErrorCode
+from server.engine.client import SteeringEngineError
 from server.errors import ErrorCode, SteeringRequestError
 from server.reconciler import StagingError
 from server.registry.errors import RegistryError, RegistryErrorCode
@@ -51,6 +52,9 @@ def refusal_of(error: Exception) -> SteeringRequestError:
         case RegistryError():
             code, status = _OF_REGISTRY.get(error.code, (ErrorCode.CONFLICT_STATE, HTTPStatus.CONFLICT))
             return SteeringRequestError(code, str(error), status, None)
+        case SteeringEngineError():
+            message = f"The engine does not answer as it should: {error}"
+            return SteeringRequestError(ErrorCode.NOT_STAGED, message, HTTPStatus.SERVICE_UNAVAILABLE, None)
         case StagingError():
             code = ErrorCode.CAPACITY if error.code == "no_room" else ErrorCode.NOT_STAGED
             return SteeringRequestError(code, f"{error} Nothing was changed.", HTTPStatus.CONFLICT, "bundle")

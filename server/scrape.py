@@ -8,6 +8,7 @@ from prometheus_client.metrics_core import Metric
 
 from server.engine.client import SteeringEngineError
 from server.metrics.figures import NO_ENGINE, StateFigures
+from server.registry.members import FORGET_S
 from server.service import SteeringService
 
 logger = logging.getLogger("vllm.expertsteer")
@@ -26,7 +27,12 @@ async def scrape(service: SteeringService) -> list[Metric]:
         engine = NO_ENGINE
     await service.reconciler.publish()
     registry = service.registry
-    rows = [row for row in await asyncio.to_thread(registry.members.list) if row.instance == service.instance]
+    # A process that has been silent for a while still counts: it may come back, and sums must not shrink.
+    known = [
+        row for row in await asyncio.to_thread(registry.members.list, FORGET_S) if row.instance == service.instance
+    ]
+    live = {row.member for row in await asyncio.to_thread(registry.members.list)}
+    rows = [row for row in known if row.member in live]
     snapshot = await asyncio.to_thread(registry.snapshot)
     state = StateFigures(
         generation_desired=snapshot.generation,
@@ -40,5 +46,5 @@ async def scrape(service: SteeringService) -> list[Metric]:
         bytes_per_row=service.bytes_per_row,
         build=service.build,
     )
-    members = [json.loads(row.counters) for row in rows if row.counters is not None]
+    members = [json.loads(row.counters) for row in known if row.counters is not None]
     return service.metrics.families(members, engine, state)

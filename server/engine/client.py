@@ -1,5 +1,7 @@
 """The API process's view of the steering engine: load bundles, read state, prove that it works."""
 
+import asyncio
+import contextlib
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
@@ -10,6 +12,8 @@ from server.engine.ended import Ended
 from server.engine.program import Program, checksum
 from server.engine.receipts import Receipts
 from server.engine.self_test import PREFIX, SelfTest
+
+_DEATH_POLL_S = 0.5
 
 
 class EngineErrorCode(StrEnum):
@@ -57,7 +61,10 @@ class SteeringEngine:
         spec, data = program.to_wire()
         try:
             per_replica = await self._workers("steering_load", key, spec, data)
-        except Exception as error:
+        except SteeringEngineError as error:
+            # Some replicas may have loaded it; the caller did not know it to be anywhere.
+            with contextlib.suppress(SteeringEngineError):
+                await self.unload(key)
             raise SteeringEngineError(f"Cannot load {key}: {error}") from error
         answers = [{"replica": number, **each} for number, ranks in enumerate(per_replica) for each in ranks]
         failure = _failure(key, answers, checksum(spec, data))
@@ -145,8 +152,24 @@ class SteeringEngine:
         return await self._cores("steering_core_status", True)
 
     async def _cores(self, method: str, *args: Any) -> list[Any]:
-        """Call a method of every engine core; answers by replica."""
-        answers: list[Any] = await self._client.engine_core.call_utility_all_async(method, *args)
+        """Call a method of every engine core; answers by replica.
+
+        Raises:
+            SteeringEngineError: the engine has died. vLLM would leave the call without an answer for ever, and with it
+                the process, which waits for its requests before it ends.
+        """
+        call = asyncio.ensure_future(self._client.engine_core.call_utility_all_async(method, *args))
+        try:
+            while not (await asyncio.wait([call], timeout=_DEATH_POLL_S))[0]:
+                if self._client.errored:
+                    raise SteeringEngineError("The engine has died; this server ends, start it again.")
+            answers: list[Any] = call.result()
+        except SteeringEngineError:
+            raise
+        except Exception as error:
+            raise SteeringEngineError(str(error)) from error
+        finally:
+            call.cancel()
         return answers
 
 

@@ -14,6 +14,9 @@ from typing import Any
 from server.engine.compat import IncompatibleVllmError
 from server.engine.config import enable
 
+DEFAULT_DRAIN_S = 30
+_HTTP_TIMEOUT_S = 5
+
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
     """Parser of every flag of `vllm serve`."""
@@ -24,9 +27,6 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser = make_arg_parser(FlexibleArgumentParser(prog=prog))
     parser.set_defaults(shutdown_timeout=DEFAULT_DRAIN_S)
     return parser
-
-
-DEFAULT_DRAIN_S = 30
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -78,6 +78,7 @@ def run_api_processes(args: argparse.Namespace, listen_address: str, sock: Any, 
     Returns:
         Exit status: 0 after SIGTERM or SIGINT, 1 when a process died.
     """
+    from vllm.logger import init_logger
     from vllm.v1.engine.utils import bind_engine_zmq_listeners, launch_core_engines
     from vllm.v1.executor import Executor
     from vllm.v1.metrics.prometheus import setup_multiprocess_prometheus
@@ -119,7 +120,8 @@ def run_api_processes(args: argparse.Namespace, listen_address: str, sock: Any, 
         wait_for_completion_or_failure(processes, engines, coordinator)
     except SystemExit:
         return 0
-    except RuntimeError:
+    except RuntimeError as error:
+        init_logger("vllm.expertsteer").error("The server ends: %s", error)
         return 1
     finally:
         deadline = time.monotonic() + vllm_config.shutdown_timeout if is_stopping else None
@@ -188,6 +190,8 @@ async def serve(app: Any, sock: Any, args: argparse.Namespace, peer_loads: Any) 
         ssl_ciphers=args.ssl_ciphers,
         h11_max_incomplete_event_size=args.h11_max_incomplete_event_size,
         h11_max_header_count=args.h11_max_header_count,
+        # The engine has ended by then: who still waits is a client that does not read, or an operation.
+        timeout_graceful_shutdown=_HTTP_TIMEOUT_S,
         **({} if log_config is None else {"log_config": log_config}),
     )
 
@@ -219,9 +223,15 @@ def _drain_first(client: Any, on_stop: Callable[[], None]) -> None:
         deadline = time.monotonic() + (timeout or 0.0)
         while not client.errored and client.get_num_unfinished_requests() and time.monotonic() < deadline:
             time.sleep(0.05)
+        client.died_before_shutdown = has_died(client)
         shutdown(timeout=None if timeout is None else max(0.0, deadline - time.monotonic()))
 
     client.shutdown = drain
+
+
+def has_died(client: Any) -> bool:
+    """Whether the engine of an `engine_client` died by itself. One that was shut down looks dead as well."""
+    return bool(getattr(client, "died_before_shutdown", client.errored))
 
 
 def metrics_registry() -> Any:

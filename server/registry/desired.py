@@ -1,7 +1,7 @@
 """Reads the desired state: bundles, versions of profiles, the snapshot of both."""
 
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from typing import cast, get_args
@@ -17,7 +17,7 @@ from server.registry.records import Action, BundleRecord, ProfileSettings, Profi
 # A member that has not been heard of for this long is taken for dead.
 LIVE_S = 5.0
 # Parsed versions that the last snapshot did not use and another one may; more are dropped.
-_MAX_SPARE_VERSIONS = 1024
+_MAX_VERSIONS = 16384
 # Changes since the last snapshot that are read one by one.
 _MAX_UPDATED = 64
 _SETTINGS = TypeAdapter(ProfileSettings)
@@ -127,8 +127,6 @@ class Desired:
         profiles: dict[str, list[ProfileVersion]] = {}
         for name, made_by in rows:
             profiles.setdefault(name, []).append(self._version_at(connection, made_by))
-        if len(self._versions) > len(rows) + _MAX_SPARE_VERSIONS:
-            self._versions = {made_by: self._versions[made_by] for _, made_by in rows}
         return Snapshot(
             generation=generation,
             bundles=bundles,
@@ -164,6 +162,8 @@ class Desired:
     def _version_at(self, connection: sqlite3.Connection, generation: int) -> ProfileVersion:
         version = self._versions.get(generation)
         if version is None:
+            while len(self._versions) >= _MAX_VERSIONS:
+                del self._versions[next(iter(self._versions))]
             row = connection.execute(f"{_VERSIONS} WHERE generation = ?", (generation,)).fetchone()
             version = self._versions[generation] = _version(row)
         return version

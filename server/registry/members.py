@@ -82,9 +82,10 @@ class Members:
     def leave(self, member: str) -> None:
         """Take a member away, with its intents; with the last one of an instance go the instance's holdings."""
         with self._database.write() as connection:
+            # Before the row goes: a late beat must not bring it back.
+            self._joined.pop(member, None)
             connection.execute("DELETE FROM runtime.members WHERE member = ?", (member,))
             self._forget_orphans()
-        self._joined.pop(member, None)
 
     def forget_dead(self) -> None:
         """Take away members that have not been heard of for a minute, with their intents, and what they held."""
@@ -114,20 +115,26 @@ class Members:
             counters: its metrics, JSON.
 
         Returns:
-            False when others had given it up for dead. It is a member again, without intents, and its instance may have
-            lost its holdings: enter them again.
+            True also for a member that has left. False when others had given it up for dead. It is a member again,
+            without intents, and its instance may have lost its holdings: enter them again.
         """
         with self._database.write() as connection:
+            if member not in self._joined:
+                return True
             known = connection.execute("SELECT 1 FROM runtime.members WHERE member = ?", (member,)).fetchone()
             self._beat(member, observed, pins, state, problem, counters)
         return known is not None
 
-    def list(self) -> "builtins.list[MemberRow]":
-        """Live members, by instance and then id."""
+    def list(self, within_s: float = LIVE_S) -> "builtins.list[MemberRow]":
+        """Live members, by instance and then id.
+
+        Args:
+            within_s: how long ago a member may have been heard of.
+        """
         with self._database.read() as connection:
             rows = connection.execute(
                 f"SELECT {_COLUMNS} FROM runtime.members WHERE heartbeat >= ? ORDER BY instance, member",
-                (self._clock() - LIVE_S,),
+                (self._clock() - within_s,),
             ).fetchall()
         return [_row(*row) for row in rows]
 

@@ -16,7 +16,7 @@ from artifacts.bundle import Bundle, load_bundle
 from artifacts.errors import BundleError, quoted
 from artifacts.manifest import Manifest
 from server.auth.audit import AuditLog
-from server.profiles import recommended_settings
+from server.profiles import checked_layers, recommended_settings
 from server.registry.errors import NotHeld, RegistryError, RegistryErrorCode
 from server.registry.export import open_export
 from server.registry.records import Action, BundleRecord, ProfileSettings, ProfileVersion
@@ -249,13 +249,10 @@ def _check(settings: ProfileSettings, manifest: Manifest) -> None:
         )
     if not math.isfinite(settings.strength) or abs(settings.strength) > maximum:
         raise SettingsError(f"The strength is {settings.strength:g}; at most {maximum:g} is allowed, either way.")
-    has = {step.layer for step in manifest.interventions}
-    for layer in settings.layers or ():
-        if layer not in has:
-            raise SettingsError(
-                f"Bundle {quoted(manifest.name)} does nothing at layer {layer}; it has layers "
-                f"{', '.join(map(str, sorted(has)))}."
-            )
+    try:
+        checked_layers(settings.layers, manifest)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
 
 
 def _user() -> str:

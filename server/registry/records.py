@@ -159,7 +159,8 @@ class Snapshot:
         assert keep < self.history
         wanted = _keys(version for versions in self.profiles.values() for version in versions[: keep + 1])
         wanted |= self.never_named
-        return {key for key in wanted if self._is_usable(parse_key(key)[0])} | self.intents
+        # These were made by `program_key`: to check their form would be most of the time for a thousand of them.
+        return {key for key in wanted if self._is_usable(key.partition("+")[0])} | self.intents
 
     def _is_usable(self, digest: str) -> bool:
         record = self.bundles.get(digest)

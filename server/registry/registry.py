@@ -24,6 +24,10 @@ from server.registry.upkeep import database_problems, unneeded
 DEFAULT_HISTORY = 8
 
 
+# A file of this size or less is a new database to SQLite.
+_NO_DATABASE_BYTES = 1
+
+
 class Registry:
     """A directory that several servers on one machine may use at once; SQLite's write-ahead log needs a local disk.
 
@@ -61,6 +65,7 @@ class Registry:
             raise RegistryError(
                 RegistryErrorCode.NOT_FOUND, f"{quoted(str(directory), 200)} holds no registry; name one that does."
             )
+        _refuse_emptied(directory)
         registry = Registry(directory, Database(directory), clock)
         registry.store.sweep()
         return registry
@@ -159,6 +164,14 @@ class Registry:
             if record.is_draining != draining:
                 connection.execute("UPDATE bundles SET is_draining = ? WHERE digest = ?", (draining, digest))
                 self._record(connection, "bundle_drain" if draining else "bundle_keep", digest, actor)
+
+    def end_drains(self) -> None:
+        """Let profiles name again what a process that died was about to remove; nothing while any process lives."""
+        with self._database.write():
+            if not self.members.list():
+                for digest, record in self._desired.bundles().items():
+                    if record.is_draining:
+                        self.set_draining(digest, False, actor="restart")
 
     def remove_bundle(self, digest: str, *, actor: str) -> None:
         """Forget a bundle and remove its file. History keeps its digest.
@@ -395,6 +408,20 @@ class Registry:
         cursor = connection.execute("INSERT INTO changes (action, target, actor, at) VALUES (?, ?, ?, ?)", row)
         assert cursor.lastrowid is not None
         return cursor.lastrowid
+
+
+def _refuse_emptied(directory: Path) -> None:
+    """SQLite takes a file that lost its content for a new database, and everything would seem to be gone."""
+    try:
+        is_empty = (directory / DURABLE).stat().st_size <= _NO_DATABASE_BYTES
+    except FileNotFoundError:
+        is_empty = True
+    if is_empty and BundleStore(directory).is_used():
+        raise RegistryError(
+            RegistryErrorCode.IO,
+            f"{quoted(str(directory), 200)} holds bundles, and its {DURABLE} is empty or missing; restore it, or "
+            "remove the folder bundles to begin anew.",
+        )
 
 
 def _check_precondition(name: str, current: ProfileVersion | None, if_match: int | None, must_be_new: bool) -> None:

@@ -129,6 +129,10 @@ class BundleStore:
         named = {self.path(digest) for digest in known}
         return [path for path in sorted(self._kept.iterdir()) if path not in named and _age_s(path) > ABANDONED_S]
 
+    def is_used(self) -> bool:
+        """Whether there is any bundle."""
+        return any(self._kept.iterdir())
+
     def sweep(self) -> None:
         """Remove incoming files that nobody writes any more.
 

@@ -5,6 +5,8 @@ from fastapi.responses import Response
 
 from server.engine.launch import metrics_registry
 from server.metrics.exposition import render
+from server.refusals import refusal_of
+from server.registry.errors import RegistryError
 from server.scrape import scrape
 from server.service import SteeringService
 
@@ -15,5 +17,9 @@ router = APIRouter()
 async def show_metrics(raw_request: Request) -> Response:
     """Prometheus' text format, or OpenMetrics where the client asks for it."""
     service: SteeringService = raw_request.app.state.steering
-    text, content_type = render(await scrape(service), raw_request.headers.get("accept"), metrics_registry())
+    try:
+        families = await scrape(service)
+    except RegistryError as error:
+        raise refusal_of(error) from error
+    text, content_type = render(families, raw_request.headers.get("accept"), metrics_registry())
     return Response(text, media_type=content_type)

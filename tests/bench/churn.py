@@ -12,7 +12,8 @@ import psutil
 from traffic import Address, ask, http_client
 
 from artifacts.bundle import load_bundle, write_bundle
-from server.client import ProfileSpec, SteeringClient
+from server.admin_schema import ProfileSpec
+from server.client import SteeringClient
 
 _SETTLE_TIMEOUT_S, _STEP_S = 30.0, 0.1
 _AT_A_TIME = 16

@@ -10,7 +10,8 @@ from traffic import Address, Traffic, http_client
 
 from artifacts.bundle import parse_bundle
 from artifacts.errors import BundleError
-from server.client import ProfileSpec, SteeringClient
+from server.admin_schema import ProfileSpec
+from server.client import SteeringClient
 
 _PROFILE = "steady"
 _HEADERS = {"content-type": "application/octet-stream"}

@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import accumulate
+from itertools import accumulate, cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -192,20 +192,23 @@ def _throughput(client: httpx.Client, profiles: Sequence[Profile], num_rounds: i
 
 
 def _activations(client: httpx.Client, profiles: Sequence[Profile], count: int) -> list[Figure]:
+    """Changes of a few profiles more, without and with requests; those that the requests name stay as they are."""
     figures = []
-    for what in ("idle", f"{CONCURRENCY} requests at a time"):
-        with _traffic(client, profiles[-1], 0 if what == "idle" else CONCURRENCY):
+    # Fewer than bundles, so that a profile never gets the one that it has.
+    names = [f"changed-{index}" for index in range(min(_CHANGED_PROFILES, len(profiles) - 1))]
+    changes = zip(cycle(names), cycle(profiles))
+    for what, num_threads in (("idle", 0), (f"{CONCURRENCY} requests at a time", CONCURRENCY)):
+        with _traffic(client, profiles[-1], num_threads):
             times = []
-            for index in range(count):
-                name = f"changed-{index % _CHANGED_PROFILES}"
+            for name, profile in islice(changes, count):
                 started_s = time.perf_counter()
-                answer = _put(client, name, profiles[index % len(profiles)].digest)
+                answer = _put(client, name, profile.digest)
                 times.append(time.perf_counter() - started_s)
                 if not answer["changed"] or not answer["observed"]:
                     raise UnexpectedAnswerError(f"the change of {name} was not made or not seen: {answer}")
         figures.append(_latency(f"activate, {what}", times, f"p99 <= {GOAL_ACTIVATE_MS:.0f} ms"))
-    for index in range(min(count, _CHANGED_PROFILES)):
-        client.delete(f"/v1/steering/profiles/changed-{index}").raise_for_status()
+    for name in names[:count]:
+        client.delete(f"/v1/steering/profiles/{name}").raise_for_status()
     return figures
 
 

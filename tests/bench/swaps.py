@@ -26,19 +26,20 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
-import numpy as np
 from random_bundle import random_bundle
 from rich.console import Console
 from rich.table import Table
 from served import Served, ServerError
 from shapes import LAB_MODEL
+from swap_figures import Answer, Change, Figures, judge
 
-from server.client import ProfileSpec, SteeringClient, SteeringClientError
+from server.admin_schema import ProfileSpec
+from server.client import SteeringClient, SteeringClientError
 
 PROFILE = "swapped"
 TEXTS = LAB_MODEL.parents[1] / "data" / "neutral.jsonl"
@@ -74,55 +75,6 @@ class PureAnswer(NamedTuple):
 
     text: str
     margin: float
-
-
-class Change(NamedTuple):
-    """A change of the profile: from `begin_s` on requests may get `bundle`, from `end_s` on they must."""
-
-    begin_s: float
-    end_s: float
-    bundle: str
-
-
-@dataclass
-class Answer:
-    """One streamed answer as it was received."""
-
-    prompt: str
-    begin_s: float
-    first_s: float = 0.0
-    end_s: float = 0.0
-    text: str = ""
-    bundle: str = ""
-    header: str = ""
-    num_steered: int = 0
-    num_scoped: int = 0
-    failure: str | None = None
-
-
-@dataclass
-class Figures:
-    """What came of a run."""
-
-    swaps: int
-    streams: int
-    answers: int
-    answers_across_a_swap: int
-    answers_by_bundle: list[int]
-    failed: int
-    mixed: int
-    miscounted: int
-    stale: int
-    failures: list[str] = field(default_factory=list)
-    activate_p50_ms: float = 0.0
-    activate_p99_ms: float = 0.0
-    activate_max_ms: float = 0.0
-    duration_s: float = 0.0
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether nobody noticed."""
-        return not (self.failed or self.mixed or self.miscounted or self.stale)
 
 
 def main() -> int:
@@ -181,7 +133,8 @@ def _measure(server: Address, folder: Path, args: argparse.Namespace) -> Figures
             admin.delete_profile(PROFILE, drain=True)
             for digest in bundles:
                 admin.delete_bundle(digest, drain=True)
-    return _judge(answers, changes, bundles, pure, args)
+    texts = {prompt: {digest: each.text for digest, each in found.items()} for prompt, found in pure.items()}
+    return judge(answers, changes, bundles, texts, args.streams)
 
 
 def _pure_answers(
@@ -297,52 +250,6 @@ def _body(prompt: str | Sequence[str], max_tokens: int) -> dict[str, Any]:
         "ignore_eos": True,
         "steering_profile": PROFILE,
     }
-
-
-def _judge(
-    answers: Sequence[Answer],
-    changes: Sequence[Change],
-    bundles: Sequence[str],
-    pure: Mapping[str, Mapping[str, PureAnswer]],
-    args: argparse.Namespace,
-) -> Figures:
-    whole = [answer for answer in answers if answer.failure is None]
-    times_ms = [(change.end_s - change.begin_s) * 1000 for change in changes[1:]]
-    figures = Figures(
-        swaps=len(changes) - 1,
-        streams=args.streams,
-        answers=len(answers),
-        answers_across_a_swap=sum(_is_across(answer, changes) for answer in whole),
-        answers_by_bundle=[sum(answer.bundle == digest for answer in whole) for digest in bundles],
-        failed=len(answers) - len(whole),
-        mixed=0,
-        miscounted=0,
-        stale=0,
-        failures=[answer.failure for answer in answers if answer.failure is not None][:5],
-        activate_p50_ms=float(np.percentile(times_ms, 50)),
-        activate_p99_ms=float(np.percentile(times_ms, 99)),
-        activate_max_ms=max(times_ms),
-        duration_s=changes[-1].end_s - changes[1].begin_s,
-    )
-    for answer in whole:
-        expected = pure[answer.prompt].get(answer.bundle)
-        figures.mixed += expected is None or answer.text != expected.text or answer.header != answer.bundle
-        figures.miscounted += answer.num_steered != answer.num_scoped
-        figures.stale += answer.bundle not in _possible(answer, changes)
-    return figures
-
-
-def _possible(answer: Answer, changes: Sequence[Change]) -> set[str]:
-    """Bundles that the profile may have had when the answer was admitted."""
-    settled = [change.bundle for change in changes if change.end_s <= answer.begin_s]
-    under_way = {
-        change.bundle for change in changes if change.end_s > answer.begin_s and change.begin_s < answer.first_s
-    }
-    return {settled[-1]} | under_way
-
-
-def _is_across(answer: Answer, changes: Sequence[Change]) -> bool:
-    return any(answer.first_s < change.begin_s and change.end_s < answer.end_s for change in changes)
 
 
 def _print(figures: Figures) -> None:

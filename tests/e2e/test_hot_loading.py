@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from artifacts.bundle import Bundle
-from server.client import ProfileSpec, SteeringClientError
+from server.admin_schema import ProfileSpec
+from server.client import SteeringClientError
 
 pytestmark = pytest.mark.engine
 
@@ -63,6 +64,17 @@ def site(operated: Any) -> Iterator[Any]:
 def digests(site: Any, bundle_files: dict[str, Path]) -> dict[str, str]:
     """Digests of bundles that were uploaded, by name."""
     return {name: site.admin.upload(bundle_files[name]).digest for name in ("early", "late", "every")}
+
+
+@pytest.fixture(scope="module")
+def long_answer(operated: Any, bundle_files: dict[str, Path]) -> str:
+    """What a long stream says that one bundle, `early`, steers from its beginning to its end."""
+    digest = operated.admin.upload(bundle_files["early"]).digest
+    put(operated, "long", digest)
+    text, _ = ask(operated, "long", max_tokens=LONG, ignore_eos=True)
+    operated.admin.delete_profile("long")
+    operated.admin.delete_bundle(digest)
+    return text
 
 
 def put(site: Any, name: str, digest: str, **fields: Any) -> Any:
@@ -143,10 +155,9 @@ def test_swaps_under_streams(site: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["put", "rollback", "delete"])
-def test_a_running_request_keeps_its_version(site: Any, digests: dict[str, str], change: str) -> None:
+def test_a_running_request_keeps_its_version(site: Any, long_answer: str, digests: dict[str, str], change: str) -> None:
     put(site, "running", digests["late"])
     put(site, "running", digests["early"])
-    pure, _ = ask(site, "running", max_tokens=LONG, ignore_eos=True)
     stream = Stream(site, "running")
     if change == "put":
         put(site, "running", digests["late"])
@@ -161,16 +172,15 @@ def test_a_running_request_keeps_its_version(site: Any, digests: dict[str, str],
     # Of a deleted profile nothing is wanted any more, but for this request.
     assert digests["early"] in resident(site)
     text, receipt = stream.result()
-    assert (receipt["bundle"], text) == (digests["early"], pure)
+    assert (receipt["bundle"], text) == (digests["early"], long_answer)
     if change == "delete":
         wait_until(lambda: not {digests["early"], digests["late"]} & resident(site), "unused bundles stay loaded")
 
 
-def test_a_bundle_is_removed_when_nothing_uses_it(site: Any, digests: dict[str, str]) -> None:
+def test_a_bundle_is_removed_when_nothing_uses_it(site: Any, long_answer: str, digests: dict[str, str]) -> None:
     digest = digests["early"]
     put(site, "used", digest)
     assert refused(lambda: site.admin.delete_bundle(digest)) == (409, "steering_bundle_in_use")
-    pure, _ = ask(site, "used", max_tokens=LONG, ignore_eos=True)
     stream = Stream(site, "used")
     site.admin.delete_profile("used")
     drained = refused(lambda: site.admin.delete_bundle(digest, drain=True, timeout_s=0.2))
@@ -184,7 +194,7 @@ def test_a_bundle_is_removed_when_nothing_uses_it(site: Any, digests: dict[str, 
     assert stream.is_running
     site.admin.delete_bundle(digest, drain=True, timeout_s=SETTLE_S)
     assert not stream.is_running
-    assert stream.result()[0] == pure
+    assert stream.result()[0] == long_answer
     assert refused(lambda: site.admin.bundle(digest)) == (404, "steering_bundle_not_found")
     assert digest not in resident(site)
     assert not (site.registry / "bundles" / f"{digest.removeprefix('sha256:')}.safetensors").exists()
@@ -229,8 +239,8 @@ def test_freed_rows_are_used_again(
     rows = {name: sum(len(row.reshape(-1, 128)) for row in bundles[name].rows.values()) for name in ("early", "late")}
     for name in ("early", "late", "early"):
         digest = site.admin.upload(bundle_files[name]).digest
-        assert rows_used() == rows[name]
         put(site, "rows", digest)
+        assert rows_used() == rows[name]
         check_against(reference, site, name, read_answer)
         site.admin.delete_profile("rows")
         site.admin.delete_bundle(digest)
@@ -372,7 +382,6 @@ def test_files_of_the_store_are_read_only_once(
     other.replace(stored["early"])
     assert ask(site, "stored", prompts[0])[0] == before[0]
     stored["early"].unlink()
-    site.server.client.post("/reset_prefix_cache")
     assert [ask(site, "stored", prompt)[0] for prompt in prompts] == before
     # The bundle still serves as another profile, and after a swap to and fro, without its file.
     put(site, "stored", digests["late"])

@@ -20,7 +20,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from server.admin_schema import ProfileSpec
+from server.admin_schema import ProfileSpec, Refusal
 
 pytestmark = pytest.mark.engine
 
@@ -172,6 +172,24 @@ def test_no_admin_operation_is_left_out(api: Api) -> None:
         (method.upper(), path) for path in api.document if path.startswith(ADMIN_ROOT) for method in api.document[path]
     }
     assert documented == set(ADMIN)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        *(("POST", path, 400) for path in (*STEERED, "/tokenize")),
+        ("GET", "/nowhere", 404),
+        ("PATCH", "/v1/steering/profiles", 405),
+    ],
+)
+def test_refusals_of_the_framework_have_the_same_form(operated: Any, method: str, path: str, status: int) -> None:
+    headers = {"content-type": "application/json"}
+    # Not UTF-8.
+    answer = operated.server.client.request(method, path, content=b"\xb8\xe9t", headers=headers)
+    assert answer.status_code == status
+    error = Refusal.model_validate_json(answer.content).error
+    assert error.message and error.code == status
+    assert ("allow" in answer.headers) == (status == 405)
 
 
 def _keep_short(body: dict[str, Any]) -> None:

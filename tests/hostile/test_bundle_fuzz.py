@@ -3,7 +3,6 @@
 Valid means that the engine can run it: whatever is accepted lowers to a program that stays inside its rows and gates.
 """
 
-import copy
 import json
 import math
 import random
@@ -11,10 +10,12 @@ import struct
 from collections import Counter
 from typing import Any
 
+import mutations
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mutations import JSON_VALUES, places_in, replaced
 
 from artifacts.bundle import Bundle, BundleError, parse_bundle
 from server.lowering import lower
@@ -44,8 +45,7 @@ def header_of(manifest: Any, dtype: str = "F32", num_bytes: int = len(DATA)) -> 
 
 
 def file_of(header: Any, data: bytes = DATA) -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + data
+    return mutations.file_of(header, data)
 
 
 GOOD = file_of(header_of(MANIFEST))
@@ -193,34 +193,6 @@ def test_any_bytes(data: bytes) -> None:
     check_outcome(file_of(b"{" + data))
 
 
-JSON_VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.sampled_from([2**31, 2**63 - 1, 2**63, 2**64, 10**400, -1, 0])
-    | st.floats()
-    | st.text(max_size=20)
-    | st.sampled_from(["\ud800", "\x00", "\x1b[2J", "add", ROW, "sha256:" + "0" * 64]),
-    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
-    max_leaves=8,
-)
-
-
-def places_in(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path of every value inside a JSON value."""
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [place for key, child in children for place in [(*path, key), *places_in(child, (*path, key))]]
-
-
-def replaced(root: Any, place: tuple[Any, ...], value: Any) -> Any:
-    """A copy of a JSON value with the value at one place replaced."""
-    root = inner = copy.deepcopy(root)
-    for key in place[:-1]:
-        inner = inner[key]
-    inner[place[-1]] = value
-    return root
-
-
 @given(place=st.sampled_from(places_in(MANIFEST)), value=JSON_VALUES)
 @settings(max_examples=1000, deadline=None)
 def test_any_value_anywhere_in_the_manifest(place: tuple[Any, ...], value: Any) -> None:
@@ -269,6 +241,13 @@ def test_nesting_of_every_depth(depth: int) -> None:
     text = json.dumps(header_of(MANIFEST))
     for change in (nest, "[" * depth, '{"a":' * depth + "1" + "}" * depth):
         assert not check_outcome(file_of(text.replace("[8]", change).encode()))
+
+
+@given(data=mutations.mutations(GOOD) | mutations.mutations(GOOD_KINDS))
+@settings(max_examples=2000, deadline=None)
+def test_what_is_sent_to_a_server(data: bytes) -> None:
+    """The same damages as `test_admin_uploads.py` sends, by far more of them."""
+    check_outcome(data)
 
 
 def test_random_values_are_finite_or_refused() -> None:

@@ -1,5 +1,6 @@
 """The API process's view of two replicas with two ranks each, which hold pools and cores of their own."""
 
+import asyncio
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -76,7 +77,7 @@ def cores() -> Cores:
 @pytest.fixture
 def engine(cores: Cores) -> SteeringEngine:
     processor = SimpleNamespace(process_outputs=lambda engine_core_outputs: None, request_states={})
-    return SteeringEngine(SimpleNamespace(engine_core=cores, output_processor=processor))
+    return SteeringEngine(SimpleNamespace(engine_core=cores, output_processor=processor, errored=False))
 
 
 def program(num_rows: int = 1, layer: int = 0) -> Program:
@@ -157,6 +158,22 @@ async def test_a_dead_engine(engine: SteeringEngine, cores: Cores) -> None:
     cores.call_utility_all_async = die  # type: ignore[method-assign]
     error = await refused(engine, "a", program())
     assert (error.code, str(error)) == (EngineErrorCode.FAILED, "Cannot load a: EngineCore encountered an issue")
+
+
+async def test_an_engine_that_dies_without_an_answer(engine: SteeringEngine, cores: Cores) -> None:
+    """As when its process is killed: vLLM answers the requests that it knows of, and forgets calls like ours."""
+
+    async def never(method: str, *args: Any) -> list[Any]:
+        engine._client.errored = True
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    cores.call_utility_all_async = never  # type: ignore[method-assign]
+    async with asyncio.timeout(10):
+        error = await refused(engine, "a", program())
+        assert "The engine has died" in str(error)
+        with pytest.raises(SteeringEngineError, match="has died"):
+            await engine.status()
 
 
 def steered(key: str) -> Any:

@@ -44,7 +44,7 @@ def test_a_server_that_ends_takes_nothing_new(client: TestClient) -> None:
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "steering_server_draining"
     assert response.headers["retry-after"] == "1"
-    assert client.put("/v1/steering/profiles/x", json={}).status_code == 200
+    assert client.put("/v1/steering/profiles/x", json={}).status_code == 503
     assert client.get("/health").status_code == 200
 
 

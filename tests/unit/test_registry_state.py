@@ -291,6 +291,21 @@ def test_damage_is_found(registry: Registry, bundles: list[Bundle], files: list[
     assert registry.verify() == []
 
 
+@pytest.mark.parametrize("size", [None, 0, 1])
+def test_a_database_that_lost_its_content_is_not_a_new_one(
+    registry: Registry, bundles: list[Bundle], size: int | None
+) -> None:
+    registry.close()
+    database = registry.directory / "registry.sqlite"
+    if size is None:
+        database.unlink()
+    else:
+        os.truncate(database, size)
+    with refused(RegistryErrorCode.IO) as caught:
+        Registry.open(registry.directory)
+    assert "restore it" in str(caught.value)
+
+
 @pytest.mark.parametrize("digest", ["", "sha256:", "sha256:../../x", f"sha256:{'A' * 64}", f"sha256:{'a' * 64}\n"])
 def test_no_name_leads_out_of_the_store(registry: Registry, digest: str) -> None:
     with refused(RegistryErrorCode.NOT_FOUND):

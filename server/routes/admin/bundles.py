@@ -22,8 +22,8 @@ from server.admin_schema import (
     CheckInfo,
 )
 from server.errors import ErrorCode, SteeringRequestError
-from server.operations import BundleOutcome
-from server.registry.records import BundleRecord, Snapshot
+from server.operations import BundleOutcome, bundle_named
+from server.registry.records import Snapshot
 from server.routes.admin.page import Cursor, Limit, page_of
 from server.routes.admin.route import (
     JSON_TYPE,
@@ -130,7 +130,7 @@ async def list_bundles(raw_request: Request, limit: Limit = 100, cursor: Cursor 
 async def show_bundle(raw_request: Request, digest: Digest) -> BundleDetail:
     """Show a bundle, which profiles name it and which workers hold it."""
     snapshot = await snapshot_of(raw_request)
-    record = _find(snapshot, digest)
+    record = bundle_named(snapshot, digest)
     workers = await service_of(raw_request).engine.status()
     residency = [
         BundleResidency(
@@ -162,20 +162,6 @@ async def delete_bundle(
         digest, actor=identity_of(raw_request).name, drain=drain, timeout_s=timeout_s
     )
     return Response(status_code=HTTPStatus.NO_CONTENT)
-
-
-def _find(snapshot: Snapshot, reference: str) -> BundleRecord:
-    """The bundle that a digest, or the beginning of one, means."""
-    found = [record for digest, record in snapshot.bundles.items() if digest.startswith(reference)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise SteeringRequestError(
-            ErrorCode.REQUEST_INVALID, f"{len(found)} bundles begin with {reference}; give more digits.", param="digest"
-        )
-    raise SteeringRequestError(
-        ErrorCode.BUNDLE_NOT_FOUND, f"There is no bundle {reference}; add it first.", HTTPStatus.NOT_FOUND, "digest"
-    )
 
 
 def _answer(outcome: BundleOutcome, snapshot: Snapshot) -> BundleAnswer:

@@ -15,6 +15,7 @@ from artifacts.errors import quoted
 from server.admin_schema import Refusal
 from server.auth import middleware as access
 from server.auth.keys import Identity
+from server.engine.client import SteeringEngineError
 from server.errors import ErrorCode, SteeringRequestError
 from server.refusals import refusal_of
 from server.registry.errors import RegistryError
@@ -93,7 +94,7 @@ class AdminRoute(APIRoute):
                 return error.response(asked.scope["path"])
             except RequestValidationError as error:
                 return refusal(error.errors()).response(asked.scope["path"])
-            except RegistryError as error:
+            except (RegistryError, SteeringEngineError) as error:
                 return refusal_of(error).response(asked.scope["path"])
             except ClientDisconnect:
                 # Nobody is left to read it.

@@ -3,7 +3,7 @@
 from artifacts.manifest import Manifest
 from server.admin_schema import BundleInfo, BundleUse, ProfileInfo, SettingsInfo, VersionInfo
 from server.auth.keys import Identity, Role
-from server.profiles import Profile
+from server.profiles import Profile, may_use
 from server.registry.records import BundleRecord, ProfileSettings, ProfileVersion, Snapshot
 
 
@@ -79,9 +79,7 @@ def version_info(version: ProfileVersion) -> VersionInfo:
 
 def may_see(viewer: Identity, name: str, settings: ProfileSettings) -> bool:
     """Whether a profile is in a key's list: inference keys see what they may use."""
-    if viewer.role is not Role.INFERENCE:
-        return True
-    return viewer.may_use(name) and (settings.allowed_keys is None or viewer.name in settings.allowed_keys)
+    return viewer.role is not Role.INFERENCE or may_use(viewer, name, settings)
 
 
 def _uses(digest: str, snapshot: Snapshot) -> list[BundleUse]:

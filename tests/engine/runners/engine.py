@@ -90,7 +90,9 @@ def answers(engine: Any, receipts: Any, requests: list[dict[str, Any]]) -> list[
         tokens = list(completion.token_ids)
         logprobs = [row[token].logprob for row, token in zip(completion.logprobs, tokens, strict=True)]
         cached = finished[index].num_cached_tokens
-        results.append({"tokens": tokens, "logprobs": logprobs, "cached": cached, "steered": count})
+        # The prompt's and the generated ones of each term.
+        steered_tokens = None if count is None else [sum(pair) for pair in zip(count[::2], count[1::2], strict=True)]
+        results.append({"tokens": tokens, "logprobs": logprobs, "cached": cached, "steered": steered_tokens})
     return results
 
 

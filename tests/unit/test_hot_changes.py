@@ -1,0 +1,359 @@
+"""Changes through the real registry, reconciler and operations; only the engine is a set of keys in memory."""
+
+import asyncio
+import json
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts.bundle import Bundle, load_bundle, write_bundle
+from artifacts.verify import ServedModel
+from server.auth.audit import AuditLog
+from server.auth.keys import ANONYMOUS
+from server.engine.client import EngineErrorCode, SteeringEngineError
+from server.errors import ErrorCode, SteeringRequestError
+from server.metrics.metrics import SteeringMetrics
+from server.operations import Operations, ProfileSpec
+from server.pins import Pins
+from server.programs import Programs
+from server.reconciler import Reconciler
+from server.registry.registry import Registry
+from server.schema import ProfileRef
+from server.sources.remote import RemoteSources
+from server.sources.signature import SignaturePolicy
+
+SERVED = ServedModel(id="tiny", architecture="LlamaForCausalLM", hidden_size=4, num_layers=6, fingerprint=None)
+
+
+class Engine:
+    """Holds what it is told to, and fails when it is told to."""
+
+    def __init__(self) -> None:
+        self.resident: set[str] = set()
+        self.busy: Counter[str] = Counter()
+        self.load_error: SteeringEngineError | None = None
+        self.unload_error: SteeringEngineError | None = None
+        self.calls: Counter[str] = Counter()
+
+    async def load(self, key: str, _program: Any) -> list[dict[str, Any]]:
+        self.calls["load"] += 1
+        if self.load_error is not None:
+            raise self.load_error
+        self.resident.add(key)
+        return [{"replica": 0, "rank": 0, "checksum": key}]
+
+    async def unload(self, key: str) -> bool:
+        self.calls["unload"] += 1
+        if self.unload_error is not None:
+            raise self.unload_error
+        if self.busy[key]:
+            return False
+        self.resident.discard(key)
+        return True
+
+    async def users(self) -> Counter[str]:
+        return self.busy
+
+    async def holds(self) -> set[str]:
+        return set(self.resident)
+
+    async def ended(self, _ids: Any) -> dict[str, Any]:
+        self.calls["ended"] += 1
+        return {}
+
+
+class Node:
+    """One API process."""
+
+    def __init__(self, directory: Path, lock: Path, instance: str, engine: Engine, spans: tuple[str, ...]) -> None:
+        self.engine: Any = engine
+        self.registry = Registry.open(directory)
+        self.pins, metrics = Pins(), SteeringMetrics()
+        programs = Programs(self.registry.store, SERVED, "enforce", dict)
+        self.reconciler = Reconciler(
+            self.registry,
+            self.engine,
+            programs,
+            self.pins,
+            instance=instance,
+            lock=lock,
+            member=self.registry.members.join(instance, os.getpid()),
+            keep_versions=1,
+            spans=spans,
+            metrics=metrics,
+        )
+        self.reconciler.has_passed_self_test = True
+        self.operations = Operations(
+            self.registry,
+            self.engine,
+            self.reconciler,
+            programs,
+            metrics,
+            AuditLog(directory / "audit.jsonl"),
+            spans=spans,
+            signatures=SignaturePolicy("off"),
+            root=None,
+            remote=RemoteSources([]),
+            max_bundle_bytes=1 << 20,
+        )
+
+    async def add(self, path: Path) -> str:
+        """Upload a bundle; its digest."""
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield path.read_bytes()
+
+        outcome = await self.operations.upload(chunks(), actor="ops", source="test")
+        return outcome.record.digest
+
+    async def put(self, name: str, digest: str, **fields: Any) -> int:
+        outcome = await self.operations.put_profile(name, ProfileSpec(digest, **fields), actor="ops")
+        return outcome.version.generation
+
+    def resolve(self, name: str) -> list[str]:
+        return self.reconciler.table.resolve([ProfileRef(name=name)], ANONYMOUS).keys
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., Any]:
+    @asynccontextmanager
+    async def run(
+        instance: str = "a", engine: Engine | None = None, spans: tuple[str, ...] = ()
+    ) -> AsyncIterator[Node]:
+        node = Node(tmp_path / "registry", tmp_path / f"{instance}.lock", instance, engine or Engine(), spans)
+        try:
+            await node.reconciler.start()
+            yield node
+        finally:
+            await node.reconciler.stop()
+            node.registry.close()
+
+    return run
+
+
+@pytest.fixture
+def bundle_file(tmp_path: Path, tiny_bundle: Callable[..., Bundle]) -> Callable[..., Path]:
+    def make(name: str, *layers: int, **changes: Any) -> Path:
+        bundle = tiny_bundle(name, layers or (1,))
+        path = tmp_path / f"{name}.safetensors"
+        write_bundle(path, bundle.manifest.model_copy(update=changes), bundle.rows)
+        return path
+
+    return make
+
+
+async def refused(call: Any) -> SteeringRequestError:
+    with pytest.raises(SteeringRequestError) as caught:
+        await call
+    return caught.value
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def test_add_switch_rollback_delete(start: Any, bundle_file: Any) -> None:
+    async with start() as node:
+        first, second = await node.add(bundle_file("one")), await node.add(bundle_file("two", 2))
+        await node.put("p", first)
+        generation = await node.put("p", second)
+        assert node.resolve("p") == [second]
+        assert node.resolve(f"p@{first}") == [first], "the version before stays loaded"
+        assert await node.put("p", second) == generation, "nothing to change"
+        await node.operations.rollback("p", actor="ops")
+        assert node.resolve("p") == [first]
+        assert (await refused(node.operations.delete_bundle(first, actor="ops", drain=False, timeout_s=1))).code == (
+            ErrorCode.BUNDLE_IN_USE
+        )
+        await node.operations.delete_profile("p", actor="ops")
+        for digest in (first, second):
+            await node.operations.delete_bundle(digest, actor="ops", drain=False, timeout_s=1)
+        assert node.engine.resident == set()
+        assert list((node.registry.directory / "bundles").iterdir()) == []
+        assert node.reconciler.is_ready
+
+
+async def test_versions_beyond_those_that_stay_loaded_are_not_offered(start: Any, bundle_file: Any) -> None:
+    async with start() as node:
+        digests = [await node.add(bundle_file(f"b{index}", index)) for index in range(3)]
+        for digest in digests:
+            await node.put("p", digest)
+        assert node.engine.resident == set(digests[1:])
+        with pytest.raises(SteeringRequestError) as caught:
+            node.resolve(f"p@{digests[0]}")
+        assert caught.value.code == ErrorCode.PROFILE_NOT_FOUND
+        await node.operations.rollback("p", actor="ops", to=node.registry.history("p")[-1].generation)
+        assert node.resolve("p") == [digests[0]], "and comes back when it is needed"
+
+
+async def test_a_running_request_keeps_its_bundle(start: Any, bundle_file: Any) -> None:
+    async with start() as node:
+        digest = await node.add(bundle_file("one"))
+        await node.put("p", digest)
+        pin = node.pins.hold([digest])
+        await node.operations.delete_profile("p", actor="ops")
+        error = await refused(node.operations.delete_bundle(digest, actor="ops", drain=False, timeout_s=0))
+        assert error.code == ErrorCode.BUNDLE_IN_USE
+        assert digest in node.engine.resident
+        assert not node.registry.snapshot().bundles[digest].is_draining, "as it was before"
+        draining = asyncio.create_task(node.operations.delete_bundle(digest, actor="ops", drain=True, timeout_s=10))
+        await asyncio.sleep(0.3)
+        assert not draining.done()
+        pin.release()
+        await draining
+        assert node.engine.resident == set()
+
+
+async def test_what_only_the_engine_knows_to_be_in_use(start: Any, bundle_file: Any) -> None:
+    async with start() as node:
+        digest = await node.add(bundle_file("one"))
+        await node.put("p", digest)
+        node.engine.busy[digest] = 1
+        await node.operations.delete_profile("p", actor="ops")
+        await asyncio.sleep(0.5)
+        assert digest in node.engine.resident
+        assert node.engine.calls["unload"] == 0, "it is asked first"
+        node.engine.busy.clear()
+        await eventually(lambda: digest not in node.engine.resident)
+
+
+async def test_an_engine_that_fails_to_unload(start: Any, bundle_file: Any) -> None:
+    async with start() as node:
+        first, second = await node.add(bundle_file("one")), await node.add(bundle_file("two", 2))
+        await node.put("p", first)
+        await node.put("p", second)
+        node.engine.unload_error = SteeringEngineError("no answer")
+        third = await node.add(bundle_file("three", 3))
+        generation = await node.put("p", third)
+        assert node.registry.snapshot().current("p").generation == generation, "committed, so it is acknowledged"
+        node.engine.unload_error = None
+        await eventually(lambda: first not in node.engine.resident)
+        await eventually(lambda: node.reconciler.is_ready)
+        assert node.resolve("p") == [third]
+
+
+async def test_a_full_pool_changes_nothing(start: Any, bundle_file: Any) -> None:
+    async with start() as node:
+        first = await node.add(bundle_file("one"))
+        await node.put("p", first)
+        generation = node.registry.generation()
+        node.engine.load_error = SteeringEngineError("full", EngineErrorCode.NO_ROOM)
+        error = await refused(node.add(bundle_file("two", 2)))
+        assert (error.code, error.status) == (ErrorCode.CAPACITY, 409)
+        error = await refused(node.operations.put_profile("q", ProfileSpec(first, layers=(2,)), actor="ops"))
+        assert error.code == ErrorCode.REQUEST_INVALID
+        assert node.registry.generation() == generation
+        assert node.engine.resident == {first}
+        assert len(list((node.registry.directory / "bundles").iterdir())) == 1
+        assert list((node.registry.directory / "incoming").iterdir()) == []
+
+
+async def test_adding_again_repairs_a_damaged_file(start: Any, bundle_file: Any) -> None:
+    async with start() as node:
+        path = bundle_file("one", 1, 2)
+        digest = await node.add(path)
+        stored = node.registry.store.path(digest)
+        stored.chmod(0o600)
+        stored.write_bytes(b"damaged")
+        error = await refused(node.operations.put_profile("p", ProfileSpec(digest, layers=(2,)), actor="ops"))
+        assert error.code == ErrorCode.NOT_STAGED
+        generation = node.registry.generation()
+        assert await node.add(path) == digest
+        assert node.registry.generation() == generation
+        assert load_bundle(stored).digest == digest
+        await node.put("p", digest, layers=(2,))
+        assert node.resolve("p") == [f"{digest}+2"]
+
+
+async def test_spans_that_the_engine_does_not_know(start: Any, bundle_file: Any) -> None:
+    engine = Engine()
+    async with start(engine=engine, spans=("reasoning",)) as node:
+        digest = await node.add(bundle_file("one"))
+        await node.put("p", digest, exclude=("reasoning",))
+        await node.put("p", digest, exclude=())
+    async with start(engine=engine) as node:
+        error = await refused(node.operations.rollback("p", actor="ops"))
+        assert error.code == ErrorCode.UNSUPPORTED
+        assert node.registry.snapshot().current("p").settings.exclude == ()
+        assert node.reconciler.is_ready
+
+
+async def test_two_processes_of_one_server(start: Any, bundle_file: Any) -> None:
+    engine = Engine()
+    async with start(engine=engine) as one, start(engine=engine) as two:
+        digest = await one.add(bundle_file("one"))
+        await one.put("p", digest)
+        assert two.resolve("p") == [digest], "acknowledged means: every process shows it"
+        pin = two.pins.hold([digest])
+        await one.operations.delete_profile("p", actor="ops")
+        with pytest.raises(SteeringRequestError):
+            two.resolve("p")
+        assert (await refused(one.operations.delete_bundle(digest, actor="ops", drain=False, timeout_s=0))).code == (
+            ErrorCode.BUNDLE_IN_USE
+        )
+        pin.release()
+        await two.operations.delete_bundle(digest, actor="ops", drain=True, timeout_s=5)
+        assert engine.resident == set()
+
+
+async def test_idle_processes_leave_each_other_alone(start: Any, bundle_file: Any) -> None:
+    engine = Engine()
+    async with start(engine=engine) as one, start(engine=engine) as two:
+        await one.put("p", await one.add(bundle_file("one")))
+        beats = Counter[str]()
+        for name, node in (("one", one), ("two", two)):
+            beat = node.registry.members.beat
+
+            def counted(*args: Any, _name: str = name, _beat: Any = beat, **kwargs: Any) -> Any:
+                beats[_name] += 1
+                return _beat(*args, **kwargs)
+
+            node.registry.members.beat = counted
+        await asyncio.sleep(3)
+        assert 1 <= beats["one"] <= 5 and 1 <= beats["two"] <= 5
+        assert engine.calls["load"] == 1
+
+
+async def test_two_servers_on_one_registry(start: Any, bundle_file: Any) -> None:
+    async with start("a") as one, start("b") as two:
+        digest = await one.add(bundle_file("one"))
+        await one.put("p", digest)
+        assert (one.resolve("p"), two.resolve("p")) == ([digest], [digest])
+        assert digest in two.engine.resident
+        two.engine.load_error = SteeringEngineError("broken", EngineErrorCode.FAILED)
+        generation = one.registry.generation()
+        adding = asyncio.create_task(one.add(bundle_file("two", 2)))
+        await asyncio.sleep(0.5)
+        assert not adding.done(), "one server waits until the other has loaded it"
+        assert one.registry.generation() == generation
+        two.engine.load_error = None
+        second = await adding
+        assert second in two.engine.resident
+
+
+async def test_a_delete_that_died(start: Any, bundle_file: Any, tmp_path: Path) -> None:
+    async with start() as node:
+        digest = await node.add(bundle_file("one"))
+        node.registry.set_draining(digest, True, actor="ops")
+        node.registry.end_drains()
+        assert node.registry.snapshot().bundles[digest].is_draining, "somebody lives who may be at it"
+    registry = Registry.open(tmp_path / "registry")
+    registry.end_drains()
+    assert not registry.snapshot().bundles[digest].is_draining
+    registry.close()
+
+
+async def test_the_audit_log_holds_no_credentials(start: Any) -> None:
+    async with start() as node:
+        uri = "s3://KEY:SECRET@bucket/a.safetensors?token=SECRET"
+        await refused(node.operations.add_from_remote(uri, f"sha256:{'0' * 64}", actor="ops"))
+        text = (node.registry.directory / "audit.jsonl").read_text()
+        assert json.loads(text)["target"] == "s3://bucket/a.safetensors"
+        assert "SECRET" not in text
