@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from artifacts.manifest import Scope
+from server.registry.desired import LIVE_S
 from server.registry.errors import RegistryError, RegistryErrorCode
 from server.registry.lock import InstanceLock
-from server.registry.desired import LIVE_S
 from server.registry.members import FORGET_S
 from server.registry.offline import OfflineChanges
 from server.registry.records import ProfileSettings
