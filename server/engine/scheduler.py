@@ -16,6 +16,7 @@ from server.engine import cache_keys, core
 from server.engine.compat import require_signature
 from server.engine.config import EngineSettings
 from server.engine.ended import ENDS_ATTRIBUTE, End
+from server.engine.parent import end_with_parent
 from server.engine.receipts import TOKENS_HEADER
 from server.engine.runner import OUTPUT_ATTRIBUTE
 from server.engine.steering import END, Steering, keys_of
@@ -34,6 +35,7 @@ class _SteeringScheduler:
         # Before the first request is hashed: engine core builds its block hasher's closure around the module global.
         cache_keys.install()
         core.install()
+        end_with_parent()
         super().__init__(*args, **kwargs)
         settings = EngineSettings.of(self.vllm_config)  # type: ignore[attr-defined]
         self.steering = core.SteeringCore(self, settings.spans)

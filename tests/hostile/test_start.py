@@ -210,8 +210,6 @@ def test_profile_name_with_an_at_sign(serve: Callable[..., Ending], make_bundle:
     ("flags", "named"),
     [
         (["--pipeline-parallel-size", "2", "--enforce-eager"], "--pipeline-parallel-size and --enforce-eager on a CPU"),
-        (["--data-parallel-size", "2"], "--data-parallel-size 2"),
-        (["--api-server-count", "2"], "--api-server-count"),
         (
             ["--speculative-config", '{"method": "ngram_gpu", "num_speculative_tokens": 2, "prompt_lookup_max": 2}'],
             "--speculative-config with method ngram_gpu",
