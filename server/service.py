@@ -16,6 +16,7 @@ from server.profiles import ProfileTable, Resolved
 from server.reconciler import Reconciler
 from server.registry.registry import Registry
 from server.schema import ProfileRef
+from server.tracing import span
 
 
 class SteerableRequest(Protocol):
@@ -67,7 +68,9 @@ class SteeringService:
         """The profiles that requests may name now."""
         return self.reconciler.table
 
-    def admit(self, request: SteerableRequest, identity: Identity) -> Resolved | None:
+    def admit(
+        self, request: SteerableRequest, identity: Identity, headers: Mapping[str, str] | None = None
+    ) -> Resolved | None:
         """Resolve a request's profiles; None when it asks for no steering.
 
         A model name `<model>@<profile>` is replaced by `<model>`.
@@ -75,6 +78,7 @@ class SteeringService:
         Args:
             request: validated body.
             identity: whose request it is.
+            headers: of the request, for its place in a trace.
 
         Raises:
             SteeringRequestError: the request cannot be steered as it asks.
@@ -98,7 +102,8 @@ class SteeringService:
                 "Steering is not supported together with use_beam_search.",
                 param="use_beam_search",
             )
-        resolved = self.profiles.resolve(refs, identity)
+        with span("steering.resolve", headers, profile=",".join(ref.name for ref in refs)):
+            resolved = self.profiles.resolve(refs, identity)
         request.steer_with(resolved.steering)
         return resolved
 

@@ -98,10 +98,6 @@ class SteeringEngine:
                 users[key] = users.get(key, 0) + count
         return users
 
-    def checksum(self, program: Program) -> str:
-        """What a rank acknowledges when it holds this program."""
-        return checksum(*program.to_wire())
-
     async def status(self) -> list[dict[str, Any]]:
         """State of every rank of every replica, see `SteeringWorker.steering_status`, with its "replica"."""
         per_replica = await self._workers("steering_status")

@@ -37,7 +37,7 @@ async def respond(request: Any, raw_request: Request, endpoint: Endpoint) -> Any
     service: SteeringService = raw_request.app.state.steering
     asked_model = request.model
     try:
-        resolved = service.admit(request, identity_of(raw_request))
+        resolved = service.admit(request, identity_of(raw_request), raw_request.headers)
     except SteeringRequestError as error:
         service.metrics.refused(error.code.value, [ref.name.partition("@")[0] for ref in request.profile_refs])
         return error.response(raw_request.headers.get("x-request-id"))

@@ -80,6 +80,7 @@ def test_span_of_a_request(traced: Any, collector: Collector) -> None:
     headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "x-request-id": "asked-by-a-test"}
     body = {"model": "lab", "prompt": "What is 7 plus 5?", "max_tokens": 3, "steering_profile": "careful"}
     receipt = traced.server.client.post("/v1/completions", json=body, headers=headers).json()["steering"]
+    assert collector.wait_for("steering.resolve").trace_id.hex() == TRACE
     span = collector.wait_for("steering.request")
     assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
     found = attributes(span)

@@ -91,7 +91,7 @@ def held(cores: Cores) -> list[list[str]]:
 
 async def test_load_and_unload(engine: SteeringEngine, cores: Cores) -> None:
     answers = await engine.load("a", program(2))
-    expected = engine.checksum(program(2))
+    expected = checksum(*program(2).to_wire())
     assert expected == checksum(*program(2).to_wire())
     assert answers == [
         {"replica": replica, "rank": rank, "checksum": expected} for replica in range(2) for rank in range(2)
