@@ -156,12 +156,13 @@ class Reconciler:
         Raises:
             StagingError: a current profile cannot be served.
         """
+        self._tasks.append(asyncio.create_task(self._live()))
         await self.refresh()
         if self.problem is not None:
             raise StagingError(self.problem, "failed")
         self.state = "ready"
         await self.publish()
-        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._live())]
+        self._tasks.append(asyncio.create_task(self._follow()))
 
     async def wait_for_peer(self, timeout_s: float) -> None:
         """Wait until another process of this instance is ready: it has tested and loaded what all of them share.
