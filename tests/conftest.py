@@ -56,6 +56,8 @@ ENGINE_FLAGS = (
     *("--served-model-name", "lab", "--dtype", "float32", "--max-model-len", "512", "--block-size", "32"),
     *("--max-logprobs", "640", "--enable-prompt-tokens-details"),
 )
+# So that an answer may go on while much else happens; what it says so far beyond the model's training is no matter.
+LONG_ANSWERS = ("--max-model-len", "4096", "--hf-overrides", '{"max_position_embeddings": 4096}')
 _LOG_TAIL_LINES = 40
 ADMIN_KEY = "admin-key-of-the-tests"
 MAX_BUNDLE_MIB = 2
@@ -310,7 +312,7 @@ def start_operated(
     ) -> Iterator[Operated]:
         folder = tmp_path_factory.mktemp(name) / "registry" if registry is None else registry
         flags = ("--enforce-eager", "--max-num-seqs", "64", "--steering-registry", str(folder), *flags)
-        flags = (*flags, "--steering-write-rate", "10000")
+        flags = (*flags, "--steering-write-rate", "10000", *LONG_ANSWERS)
         if bundles:
             flags = (*flags, "--steering-bundle", *(f"{bundle}={bundle_files[bundle]}" for bundle in bundles))
         command = ["-m", "server.cli", "serve", str(TARGET), *ENGINE_FLAGS, *flags]
