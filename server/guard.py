@@ -8,7 +8,6 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette._utils import get_route_path
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from artifacts.errors import quoted
@@ -25,8 +24,6 @@ _DRAINING = SteeringRequestError(
     None,
     {"retry-after": "1"},
 )
-# Behind this guard, vLLM's hosting-container support makes it the model's name.
-_ADAPTER_HEADER = "x-amzn-sagemaker-adapter-identifier"
 STEERED_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 
 
@@ -105,7 +102,7 @@ def _asked_in_body(body: bytes, scope: Scope) -> str | None:
     if name is not None:
         return f"the field {quoted(name)}"
     service: SteeringService = scope["app"].state.steering
-    for model in (data.get("model"), Headers(scope=scope).get(_ADAPTER_HEADER)):
-        if isinstance(model, str) and service.split_model(model)[1] is not None:
-            return f"the model {quoted(model)}"
+    model = data.get("model")
+    if isinstance(model, str) and service.split_model(model)[1] is not None:
+        return f"the model {quoted(model)}"
     return None

@@ -108,7 +108,7 @@ def test_strength_that_is_no_number(eager: Any, path: str, text: str) -> None:
         ("carefull", "Near names: careful"),
         ("Careful", "Near names: careful"),
         ("careful ", "Near names: careful"),
-        ("qqqq", "Served: careful, early"),
+        ("qqqq", "Served: careful, double"),
         ("../../etc/passwd", "Served"),
         ("\x00", "Served"),
         ("\ud800", "Served"),
@@ -212,9 +212,13 @@ def test_other_fields_pass(eager: Any, path: str) -> None:
 
 
 def other_routes(server: Any) -> list[str]:
-    """Every route but the two that steer which takes a body."""
+    """Every route of vLLM's but the two that steer which takes a body."""
     paths = server.client.get("/openapi.json").json()["paths"]
-    return [path for path, methods in paths.items() if {"post", "put", "patch"} & set(methods) and path not in BODIES]
+    return [
+        path
+        for path, methods in paths.items()
+        if {"post", "put", "patch"} & set(methods) and path not in BODIES and not path.startswith("/v1/steering/")
+    ]
 
 
 def test_routes_that_cannot_steer_say_so(eager: Any) -> None:
