@@ -34,7 +34,10 @@ _NEWEST, _NEWEST_OF_ONE = _NEWEST_OF.format("TRUE"), _NEWEST_OF.format("profiles
 # Those of the dead would be loaded for nobody.
 _INTENTS = "SELECT DISTINCT key FROM runtime.intents JOIN runtime.members USING (member) WHERE heartbeat >= ?"
 _NEVER_NAMED = (
-    "SELECT digest FROM bundles WHERE NOT EXISTS (SELECT 1 FROM versions WHERE versions.bundle = bundles.digest)"
+    "WITH added AS (SELECT target, max(generation) AS at FROM changes WHERE action = 'bundle_add' GROUP BY target), "
+    "named AS (SELECT bundle, max(generation) AS at FROM versions WHERE bundle IS NOT NULL GROUP BY bundle) "
+    "SELECT digest FROM bundles LEFT JOIN added ON added.target = digest LEFT JOIN named ON named.bundle = digest "
+    "WHERE named.at IS NULL OR named.at < coalesce(added.at, 0)"
 )
 
 

@@ -127,7 +127,7 @@ class Snapshot:
         bundles: by digest.
         profiles: live ones by name; versions with settings, newest first, the first is the current one.
         intents: program keys that a change in progress is about to name.
-        never_named: digests of bundles that no version of any profile ever named.
+        never_named: digests of bundles that no version of any profile has named since they were added.
         history: bound of the number of versions in `profiles`.
     """
 

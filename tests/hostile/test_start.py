@@ -246,7 +246,7 @@ NGRAM = '{"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2
             ["--steering-exclude", "reasoning", "--steering-span", "reasoning=<|user|>,<|user|>"],
             ["'<|user|>' cannot both open and close it"],
         ),
-        (["--steering-exclude", "other=reasoning"], ["names profile 'other'", "served: good"]),
+        (["--steering-exclude", "other=reasoning"], ["names profile 'other'", "named by --steering-bundle: good"]),
         (
             [
                 *("--steering-exclude", "reasoning", "--steering-span", "reasoning=<|user|>,<|end|>"),

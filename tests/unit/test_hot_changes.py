@@ -193,6 +193,19 @@ async def test_versions_beyond_those_that_stay_loaded_are_not_offered(start: Any
         assert node.resolve("p") == [digests[0]], "and comes back when it is needed"
 
 
+async def test_a_bundle_that_is_added_anew_is_loaded(start: Any, bundle_file: Any) -> None:
+    """Also where a profile that is gone had named it before."""
+    async with start() as node:
+        path = bundle_file("one")
+        digest = await node.add(path)
+        await node.put("p", digest)
+        await node.operations.delete_profile("p", actor="ops")
+        await node.operations.delete_bundle(digest, actor="ops", drain=False, timeout_s=1)
+        await node.add(path)
+        assert node.engine.resident == {digest}
+        await node.operations.delete_bundle(digest, actor="ops", drain=False, timeout_s=1)
+
+
 async def test_a_running_request_keeps_its_bundle(start: Any, bundle_file: Any) -> None:
     async with start() as node:
         digest = await node.add(bundle_file("one"))
