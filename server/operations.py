@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
-import logging
+import difflib
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,11 +14,12 @@ from urllib.parse import urlsplit
 
 from artifacts.bundle import Bundle, load_bundle
 from artifacts.errors import BundleError, quoted
-from artifacts.manifest import ExcludedSpan, Manifest, Scope
-from server.auth.audit import AuditLog
+from artifacts.manifest import ExcludedSpan, Manifest
+from server.auth.audit import REQUEST_ID, AuditLog
 from server.engine.client import SteeringEngine, SteeringEngineError
 from server.errors import ErrorCode, SteeringRequestError
 from server.metrics.metrics import SteeringMetrics
+from server.outcomes import BundleOutcome, ProfileOutcome, ProfileSpec
 from server.preconditions import expected_generation, failed, must_be_new
 from server.profiles import checked_layers, recommended_settings
 from server.programs import Programs
@@ -28,91 +28,19 @@ from server.refusals import refusal_of
 from server.registry.errors import RegistryError, RegistryErrorCode
 from server.registry.records import BundleRecord, ProfileSettings, ProfileVersion, Snapshot, parse_key
 from server.registry.registry import Registry
-from server.sources.errors import SourceError
+from server.rollout import OBSERVE_TIMEOUT_S, Rollout
+from server.sources.errors import SourceError, SourceErrorCode
 from server.sources.incoming_file import Received
 from server.sources.remote import RemoteSources
 from server.sources.root import BundleRoot
 from server.sources.signature import SignaturePolicy
 from server.sources.upload import receive
-from server.tracing import span
 
-logger = logging.getLogger("vllm.expertsteer")
-
-_STAGE_TIMEOUT_S = 60.0
-_OBSERVE_TIMEOUT_S = 5.0
 # After every process has seen that a bundle is not to be used, what still uses it is a running request.
 _RELEASE_TIMEOUT_S = 2.0
 _WAIT_STEP_S = 0.02
-_COMMIT_ATTEMPTS = 5
 _MIN_DIGEST_PREFIX = len("sha256:") + 8
 _KNOWN_ERRORS = (BundleError, SourceError, RegistryError, StagingError, SteeringEngineError, ValueError)
-
-
-@dataclass(frozen=True)
-class ProfileSpec:
-    """What an operator says about a profile; None stands for what the bundle recommends.
-
-    Attributes:
-        bundle: digest, or a prefix of at least 8 digits that one bundle has.
-        strength: default strength.
-        maximum_strength: bound of |strength| in a request; at most the bundle's.
-        scope: default scope.
-        layers: layers (0-based) whose interventions apply; all of them if None.
-        exclude: spans that stay unsteered.
-        allowed_keys: names of the keys that may use it; every key if None.
-        description: for people.
-    """
-
-    bundle: str
-    strength: float | None = None
-    maximum_strength: float | None = None
-    scope: Scope | None = None
-    layers: tuple[int, ...] | None = None
-    exclude: tuple[ExcludedSpan, ...] | None = None
-    allowed_keys: tuple[str, ...] | None = None
-    description: str | None = None
-
-
-@dataclass(frozen=True)
-class BundleOutcome:
-    """What became of a bundle.
-
-    Attributes:
-        record: as the registry has it, or would have it.
-        created: whether it was new.
-        is_resident: whether every worker holds it.
-        checks: the checks that it passed and what they found.
-        dry_run: whether nothing was to be changed.
-        duration_s: from the last byte received to the end.
-    """
-
-    record: BundleRecord
-    created: bool
-    is_resident: bool
-    checks: Sequence[tuple[str, str]]
-    dry_run: bool
-    duration_s: float
-
-
-@dataclass(frozen=True)
-class ProfileOutcome:
-    """What became of a profile.
-
-    Attributes:
-        version: the current version, or the one that there would be.
-        manifest: of its bundle, which others may have removed since.
-        previous: the version before.
-        changed: whether it differs from the one before.
-        observed: whether every API process shows it to requests already.
-        dry_run: whether nothing was to be changed.
-    """
-
-    version: ProfileVersion
-    manifest: Manifest
-    previous: ProfileVersion | None
-    changed: bool
-    observed: bool
-    dry_run: bool
 
 
 class Operations:
@@ -163,9 +91,7 @@ class Operations:
         self._root = root
         self._remote = remote
         self._max_bytes = max_bundle_bytes
-        # Changes of this process that wait for a program; the last one takes its intent back.
-        self._intents: Counter[str] = Counter()
-        self._intending = asyncio.Lock()
+        self._rollout = Rollout(registry, reconciler)
 
     async def upload(
         self,
@@ -218,7 +144,13 @@ class Operations:
             )
 
         async def fetch(target: Path) -> Received:
-            return await asyncio.to_thread(root.fetch, name, target, self._max_bytes)
+            try:
+                return await asyncio.to_thread(root.fetch, name, target, self._max_bytes)
+            except SourceError as error:
+                if error.code is not SourceErrorCode.NOT_FOUND:
+                    raise
+                near = difflib.get_close_matches(name, await asyncio.to_thread(root.list), n=3, cutoff=0.4)
+                raise SourceError(error.code, f"{error}; near names: {', '.join(near) or 'none'}") from None
 
         return await self._add(fetch, actor, f"path:{name}", None, signature, dry_run)
 
@@ -261,10 +193,10 @@ class Operations:
             try:
                 generation = await asyncio.to_thread(self._registry.generation)
                 await self._reconciler.refresh(is_forced=True)
-                if not await self._reconciler.wait_observed(generation, _OBSERVE_TIMEOUT_S):
+                if not await self._reconciler.wait_observed(generation, OBSERVE_TIMEOUT_S):
                     raise SteeringRequestError(
                         ErrorCode.CONFLICT_STATE,
-                        f"Not every server process has seen generation {generation} in {_OBSERVE_TIMEOUT_S:g} s; see "
+                        f"Not every server process has seen generation {generation} in {OBSERVE_TIMEOUT_S:g} s; see "
                         "/v1/steering/status, and try again.",
                         HTTPStatus.CONFLICT,
                         None,
@@ -287,7 +219,7 @@ class Operations:
                 if not removed:
                     with contextlib.suppress(RegistryError):
                         await asyncio.shield(asyncio.to_thread(self._registry.set_draining, digest, False, actor=actor))
-            await self._catch_up()
+            await self._rollout.catch_up()
 
     async def put_profile(
         self,
@@ -328,7 +260,7 @@ class Operations:
                 version = ProfileVersion(name, snapshot.generation + 1, settings, "put", actor, _now(), None)
                 is_changed = previous is None or previous.settings != settings
                 return ProfileOutcome(version, manifest, previous, is_changed, False, True)
-            version = await self._commit(
+            version = await self._rollout.commit(
                 settings.key,
                 lambda: self._registry.put_profile(
                     name, settings, actor=actor, if_match=expected, must_be_new=is_new_only
@@ -361,7 +293,7 @@ class Operations:
             change.digest = settings.bundle
             self._refuse_unknown_spans(settings.exclude)
             manifest = bundle_named(await self._snapshot(), settings.bundle, status=HTTPStatus.CONFLICT).manifest
-            version = await self._commit(
+            version = await self._rollout.commit(
                 settings.key,
                 lambda: self._registry.put_profile(
                     name,
@@ -396,7 +328,7 @@ class Operations:
             change.before = previous.generation if previous is not None else None
             version = await asyncio.to_thread(self._registry.delete_profile, name, actor=actor, if_match=expected)
             change.after = version.generation
-            await self._catch_up()
+            await self._rollout.catch_up()
             if drain and previous is not None and previous.settings is not None:
                 await self._wait_unwanted(previous.settings.key, timeout_s)
 
@@ -463,7 +395,7 @@ class Operations:
                     )
                     return BundleOutcome(record, known is None, False, checks, True, time.monotonic() - started_s)
                 record, created = await self._take(target, bundle, actor, source, signer)
-                await self._catch_up()
+                await self._rollout.catch_up()
                 is_resident = await self._reconciler.is_held(record.digest)
                 return BundleOutcome(record, created, is_resident, checks, False, time.monotonic() - started_s)
             finally:
@@ -474,12 +406,12 @@ class Operations:
     ) -> tuple[BundleRecord, bool]:
         """Put a bundle into the store, load it everywhere, and record it; whatever fails leaves nothing behind."""
         store, digest = self._registry.store, bundle.digest
-        async with self._intended(digest):
+        async with self._rollout.intended(digest):
             await asyncio.to_thread(store.keep, target, digest)
             kept = await asyncio.to_thread(store.file_identity, digest)
             is_recorded = False
             try:
-                await self._load_everywhere(digest)
+                await self._rollout.load_everywhere(digest)
                 record, created = await asyncio.to_thread(
                     lambda: self._registry.add_bundle(bundle, actor=actor, source=source, signer=signer)
                 )
@@ -489,78 +421,15 @@ class Operations:
                     await asyncio.shield(asyncio.to_thread(self._registry.discard, digest, kept))
         return record, created
 
-    async def _commit(self, key: str, commit: Callable[[], ProfileVersion]) -> ProfileVersion:
-        """Commit a change that needs a program, after every instance has loaded it.
-
-        The registry itself looks whether they have, in the transaction; mostly they have already.
-        """
-        for _ in range(_COMMIT_ATTEMPTS):
-            try:
-                with span("steering.activate", program=key):
-                    return await asyncio.to_thread(commit)
-            except RegistryError as error:
-                if error.code is not RegistryErrorCode.NOT_HELD:
-                    raise
-            async with self._intended(key):
-                await self._load_everywhere(key)
-                with contextlib.suppress(RegistryError), span("steering.activate", program=key):
-                    return await asyncio.to_thread(commit)
-        # Once more for its reason.
-        return await asyncio.to_thread(commit)
-
-    async def _load_everywhere(self, key: str) -> None:
-        with span("steering.stage", program=key):
-            await self._reconciler.stage(key)
-            lacking = await self._reconciler.wait_staged(key, _STAGE_TIMEOUT_S)
-        if lacking:
-            raise SteeringRequestError(
-                ErrorCode.NOT_STAGED,
-                f"Other servers on this registry did not load {key} in {_STAGE_TIMEOUT_S:g} s: {', '.join(lacking)}; "
-                "their logs say why. Nothing was changed.",
-                HTTPStatus.CONFLICT,
-                None,
-            )
-
-    @contextlib.asynccontextmanager
-    async def _intended(self, key: str) -> AsyncIterator[None]:
-        """Ask every instance to load a program that nothing in the registry names yet."""
-        members, member = self._registry.members, self._reconciler.member
-        async with self._intending:
-            self._intents[key] += 1
-            try:
-                await asyncio.to_thread(members.intend, member, key)
-            except RegistryError:
-                # The others had given this process up; now it is back.
-                await self._reconciler.publish()
-                await asyncio.to_thread(members.intend, member, key)
-        try:
-            yield
-        finally:
-            async with self._intending:
-                self._intents[key] -= 1
-                if not self._intents[key]:
-                    del self._intents[key]
-                    await asyncio.shield(asyncio.to_thread(members.forget_intent, member, key))
-
     async def _snapshot(self) -> Snapshot:
         return await asyncio.to_thread(self._registry.snapshot)
 
     async def _shown(
         self, version: ProfileVersion, manifest: Manifest, previous: ProfileVersion | None
     ) -> ProfileOutcome:
-        observed = await self._catch_up()
+        observed = await self._rollout.catch_up()
         is_changed = previous is None or version.generation != previous.generation
         return ProfileOutcome(version, manifest, previous, is_changed, observed, False)
-
-    async def _catch_up(self) -> bool:
-        """Wait until every process shows what was committed. As it is committed, nothing here may refuse it."""
-        try:
-            generation = await asyncio.to_thread(self._registry.generation)
-            await self._reconciler.refresh(is_forced=True)
-            return await self._reconciler.wait_observed(generation, _OBSERVE_TIMEOUT_S)
-        except Exception as error:  # noqa: BLE001 - see above; the next round of every process does the same again
-            logger.warning("A change is committed and not yet shown: %s", error)
-            return False
 
     def _settings(self, spec: ProfileSpec, snapshot: Snapshot) -> ProfileSettings:
         record = bundle_named(snapshot, spec.bundle, param="bundle")
@@ -648,6 +517,7 @@ class Operations:
                     after=change.after,
                     outcome=change.outcome,
                     reason=change.reason,
+                    request_id=REQUEST_ID.get(),
                 )
             )
 

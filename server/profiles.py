@@ -174,6 +174,10 @@ class ProfileTable:
     def __len__(self) -> int:
         return len(self._versions)
 
+    def versions(self, name: str) -> tuple[Profile, ...]:
+        """Of a name that there is, the versions that requests may name, the current one first."""
+        return self._versions[name]
+
     def get(self, name: str) -> Profile | None:
         """The current version of a name."""
         return self._versions[name][0] if name in self._versions else None

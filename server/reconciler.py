@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -35,6 +35,19 @@ _LOCK_TIMEOUT_S = 60.0
 _WAIT_STEP_S = 0.01
 
 MemberState = Literal["starting", "ready", "draining"]
+
+
+class _View(NamedTuple):
+    """What a process has seen of the registry: which programs requests may refer to, and which are to be loaded."""
+
+    seen: tuple[int, int]
+    snapshot: Snapshot
+    needed: frozenset[str]
+    wanted: frozenset[str]
+
+    @property
+    def facts(self) -> tuple[int, frozenset[str]]:
+        return _facts(self.snapshot)
 
 
 class _Said(NamedTuple):
@@ -119,8 +132,8 @@ class Reconciler:
         self._lock = InstanceLock(lock, _LOCK_TIMEOUT_S)
         self._round = asyncio.Lock()
         self._publishing = asyncio.Lock()
-        self._snapshot: Snapshot | None = None
-        self._seen: tuple[int, int] | None = None
+        self._view: _View | None = None
+        self._shown: tuple[Snapshot, frozenset[str]] | None = None
         self._is_unfinished = False
         self._retry_at: dict[str, float] = {}
         self._again_at = 0.0
@@ -136,12 +149,12 @@ class Reconciler:
     @property
     def generation_desired(self) -> int:
         """Generation of the registry, as it was seen last."""
-        return self._snapshot.generation if self._snapshot is not None else 0
+        return self._view.snapshot.generation if self._view is not None else 0
 
     @property
-    def wanted(self) -> set[str]:
-        """Program keys that the registry wants loaded, as it was seen last."""
-        return self._snapshot.keys_wanted(self._keep) if self._snapshot is not None else set()
+    def wanted(self) -> frozenset[str]:
+        """Program keys that the registry, or a change in progress, wants loaded, as it was seen last."""
+        return self._view.wanted if self._view is not None else frozenset()
 
     @property
     def is_ready(self) -> bool:
@@ -203,18 +216,25 @@ class Reconciler:
             SteeringEngineError: the engine does not do what is asked of it.
         """
         async with self._round:
-            seen, snapshot = await asyncio.to_thread(self._registry.changed), self._snapshot
-            if is_forced or seen != self._seen or snapshot is None:
-                snapshot = await asyncio.to_thread(self._registry.snapshot, self._history)
-                self._seen = seen
+            before = self._view
+            # One call for all that is to be read: on a busy machine each costs more than what it does.
+            view = self._view = await asyncio.to_thread(self._look, is_forced)
             # Others say every second that they are alive, and that is no reason to act.
-            is_new = self._snapshot is None or _facts(snapshot) != _facts(self._snapshot)
-            self._snapshot = snapshot
+            is_new = before is None or view.facts != before.facts
             is_unfinished = self.problem is not None or self._is_unfinished
             if is_new or (is_unfinished and time.monotonic() >= self._again_at):
-                await self._act(snapshot)
+                await self._act(view)
                 self._again_at = time.monotonic() + _AGAIN_S
             self._looked_at = time.monotonic()
+
+    def _look(self, is_forced: bool) -> _View:
+        view, seen = self._view, self._registry.changed()
+        if view is not None and not is_forced and seen == view.seen:
+            return view
+        snapshot = self._registry.snapshot(self._history)
+        if view is not None and _facts(snapshot) == view.facts:
+            return view._replace(seen=seen)
+        return _View(seen, snapshot, frozenset(snapshot.keys_needed()), frozenset(snapshot.keys_wanted(self._keep)))
 
     async def stage(self, key: str) -> None:
         """Make every rank of this instance's engine hold a program.
@@ -257,7 +277,7 @@ class Reconciler:
             await asyncio.sleep(_WAIT_STEP_S)
         return []
 
-    async def publish(self) -> None:
+    async def publish(self, *, with_metrics: bool = True) -> None:
         """Tell the others what this process shows, what its requests use that may go, and its metrics."""
         # One after the other: what an earlier call has counted must not replace what a later one has published.
         async with self._publishing:
@@ -269,7 +289,7 @@ class Reconciler:
                 pins=said.pins,
                 state=said.state,
                 problem=said.problem,
-                counters=json.dumps(self._metrics.snapshot()),
+                counters=json.dumps(self._metrics.snapshot()) if with_metrics else None,
             )
             self._published = said
         if not is_known:
@@ -280,7 +300,7 @@ class Reconciler:
 
     def _said(self) -> _Said:
         # Not what is only intended: an intent may be taken back at any moment.
-        needed = self._snapshot.keys_needed() if self._snapshot is not None else set()
+        needed = self._view.needed if self._view is not None else frozenset()
         return _Said(self.table.generation, self._pins.keys - needed, self.state, self.problem)
 
     async def _load(self, key: str) -> None:
@@ -320,10 +340,9 @@ class Reconciler:
             except Exception as error:  # noqa: BLE001 - as above
                 logger.warning("Cannot tell the other processes of this one: %s", error)
 
-    async def _act(self, snapshot: Snapshot) -> None:
-        members = self._registry.members
-        needed, wanted = snapshot.keys_needed(), snapshot.keys_wanted(self._keep)
-        holdings = set(await asyncio.to_thread(members.holdings, self.instance))
+    async def _act(self, view: _View) -> None:
+        snapshot, needed, wanted = view.snapshot, view.needed, view.wanted
+        holdings = set(await asyncio.to_thread(self._registry.members.holdings, self.instance))
         problem = None
         self._is_unfinished = False
         # The needed ones first: where the pool is small, a version kept for later must not take their place.
@@ -342,7 +361,7 @@ class Reconciler:
             logger.error("Generation %d of the registry is not served: %s", snapshot.generation, problem)
         self.problem = problem
         if self._said() != self._published:
-            await self.publish()
+            await self.publish(with_metrics=False)
         await self._unload(holdings - wanted)
 
     async def _try_stage(self, key: str) -> str | None:
@@ -360,20 +379,25 @@ class Reconciler:
 
     def _show(self, snapshot: Snapshot, holdings: Collection[str]) -> None:
         """Let requests see a state. The only place where they begin to."""
-        versions = {
-            name: [
-                Profile(name, record.manifest, version.settings, version.generation)
-                for version in kept[: self._keep + 1]
-                if version.settings is not None
-                and version.settings.key in holdings
-                and (record := snapshot.bundles.get(version.settings.bundle)) is not None
-                and not record.is_draining
-                and self._spans.issuperset(spans_of(version.settings.exclude))
-            ]
-            for name, kept in snapshot.profiles.items()
-        }
-        self.table = ProfileTable(versions, snapshot.generation)
-        self._metrics.register(list(versions))
+        before, self._shown = self._shown, (snapshot, frozenset(holdings))
+        is_same = before is not None and before[0].bundles is snapshot.bundles and before[1] == self._shown[1]
+        shown: dict[str, Sequence[Profile]] = {}
+        for name, kept in snapshot.profiles.items():
+            # With a thousand profiles, making all of them anew would hold up the event loop at every change of one.
+            if is_same and before is not None and before[0].profiles.get(name) is kept:
+                shown[name] = self.table.versions(name)
+            else:
+                shown[name] = [
+                    Profile(name, record.manifest, version.settings, version.generation)
+                    for version in kept[: self._keep + 1]
+                    if version.settings is not None
+                    and version.settings.key in holdings
+                    and (record := snapshot.bundles.get(version.settings.bundle)) is not None
+                    and not record.is_draining
+                    and self._spans.issuperset(spans_of(version.settings.exclude))
+                ]
+        self.table = ProfileTable(shown, snapshot.generation)
+        self._metrics.register(list(shown))
 
     def _unservable(self, snapshot: Snapshot) -> str | None:
         """Why this server cannot serve a current version that an offline command has made; None when there is none."""

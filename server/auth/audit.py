@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import stat
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from artifacts.errors import quoted
 
 _logger = logging.getLogger("vllm.expertsteer.audit")
 
+# Of the HTTP request that is being answered, where its client or a proxy gave it one.
+REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 MAX_LINE_BYTES = 64 << 10
 # What one page reads: far more than a line, so that every page gets on.
 MAX_TAIL_BYTES = 1 << 20

@@ -15,11 +15,11 @@ from server.registry.desired import LIVE_S, Desired
 from server.registry.errors import RegistryError, RegistryErrorCode
 
 FORGET_S = 60.0
-State = Literal["starting", "ready", "draining", "failed"]
+State = Literal["starting", "ready", "draining"]
 _BEAT = (
     "INSERT INTO runtime.members VALUES (:member, :instance, :pid, :host, :now, :observed, :pins, :state, :problem, "
     ":counters) ON CONFLICT (member) DO UPDATE SET heartbeat = :now, observed = :observed, pins = :pins, "
-    "state = :state, problem = :problem, counters = :counters"
+    "state = :state, problem = :problem, counters = coalesce(:counters, counters)"
 )
 _COLUMNS = "member, instance, pid, host, heartbeat, observed, pins, state, problem, counters"
 
@@ -112,7 +112,7 @@ class Members:
             pins: program keys of its running requests, seen after it began to use that table.
             state: what it does.
             problem: why it is not ready, or what failed last.
-            counters: its metrics, JSON.
+            counters: its metrics, JSON; None leaves what it said before.
 
         Returns:
             True also for a member that has left. False when others had given it up for dead. It is a member again,

@@ -13,12 +13,13 @@ import pytest
 
 from artifacts.bundle import Bundle, load_bundle, write_bundle
 from artifacts.verify import ServedModel
-from server.auth.audit import AuditLog
+from server.auth.audit import REQUEST_ID, AuditLog
 from server.auth.keys import ANONYMOUS
 from server.engine.client import EngineErrorCode, SteeringEngineError
 from server.errors import ErrorCode, SteeringRequestError
 from server.metrics.metrics import SteeringMetrics
-from server.operations import Operations, ProfileSpec
+from server.operations import Operations
+from server.outcomes import ProfileSpec
 from server.pins import Pins
 from server.programs import Programs
 from server.reconciler import Reconciler
@@ -366,7 +367,9 @@ async def test_a_delete_that_died(start: Any, bundle_file: Any, tmp_path: Path) 
 async def test_the_audit_log_holds_no_credentials(start: Any) -> None:
     async with start() as node:
         uri = "s3://KEY:SECRET@bucket/a.safetensors?token=SECRET"
+        REQUEST_ID.set("req-1")
         await refused(node.operations.add_from_remote(uri, f"sha256:{'0' * 64}", actor="ops"))
         text = (node.registry.directory / "audit.jsonl").read_text()
         assert json.loads(text)["target"] == "s3://bucket/a.safetensors"
+        assert json.loads(text)["request_id"] == "req-1"
         assert "SECRET" not in text

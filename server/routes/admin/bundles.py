@@ -22,7 +22,8 @@ from server.admin_schema import (
     CheckInfo,
 )
 from server.errors import ErrorCode, SteeringRequestError
-from server.operations import BundleOutcome, bundle_named
+from server.operations import bundle_named
+from server.outcomes import BundleOutcome
 from server.registry.records import Snapshot
 from server.routes.admin.page import Cursor, Limit, page_of
 from server.routes.admin.route import (

@@ -19,8 +19,8 @@ from server.admin_schema import (
     Rollback,
 )
 from server.errors import ErrorCode, SteeringRequestError
-from server.operations import ProfileOutcome
-from server.operations import ProfileSpec as WantedProfile
+from server.outcomes import ProfileOutcome
+from server.outcomes import ProfileSpec as WantedProfile
 from server.preconditions import entity_tag
 from server.registry.records import ProfileVersion, Snapshot
 from server.routes.admin.bundles import Drain, DrainTimeout, DryRun

@@ -14,6 +14,7 @@ from artifacts import strict_json
 from artifacts.errors import quoted
 from server.admin_schema import Refusal
 from server.auth import middleware as access
+from server.auth.audit import REQUEST_ID
 from server.auth.keys import Identity
 from server.engine.client import SteeringEngineError
 from server.errors import ErrorCode, SteeringRequestError
@@ -89,6 +90,7 @@ class AdminRoute(APIRoute):
                 if self.body_field is not None and await asked.body():
                     content_type(asked, JSON_TYPE)
                     await asked.json()
+                REQUEST_ID.set(asked.headers.get("x-request-id"))
                 return await handle(asked)
             except SteeringRequestError as error:
                 return error.response(asked.scope["path"])

@@ -27,7 +27,7 @@ from server.auth.keys import KeyRing
 from server.auth.middleware import AccessMiddleware
 from server.auth.rate import RateLimit
 from server.errors import ErrorCode, SteeringRequestError
-from server.operations import BundleOutcome, ProfileOutcome, ProfileSpec
+from server.outcomes import BundleOutcome, ProfileOutcome, ProfileSpec
 from server.profiles import recommended_settings
 from server.registry.errors import PreconditionFailed, RegistryError, RegistryErrorCode
 from server.registry.records import BundleRecord, ProfileSettings, ProfileVersion
