@@ -57,6 +57,7 @@ class SteeringGuard:
         if asked is None:
             await self._app(scope, receive, send)
             return
+        service.metrics.refused(ErrorCode.UNSUPPORTED.value, [])
         refusal = SteeringRequestError(
             ErrorCode.UNSUPPORTED,
             f"{path} does not support steering by {asked}; use steering_profile in the JSON body of "

@@ -48,7 +48,10 @@ ACTIVE_REQUESTS = Series(
     "steering_active_requests", SeriesKind.GAUGE, "Admitted requests of the profile that have not ended.", ("profile",)
 )
 REFUSALS = Series(
-    "steering_refusals_total", SeriesKind.COUNTER, "Refused requests, by the error code of the answer.", ("code",)
+    "steering_refusals_total",
+    SeriesKind.COUNTER,
+    "Requests for steering that were refused, by the error code of the answer.",
+    ("code",),
 )
 OPERATIONS = Series(
     "steering_operations_total",

@@ -1,5 +1,6 @@
 """A server that a benchmark starts, talks to and stops."""
 
+import argparse
 import os
 import signal
 import socket
@@ -20,6 +21,18 @@ _ENVIRONMENT = {
     "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
     "VLLM_NO_USAGE_STATS": "1",
 }
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of a command that may use a server which runs already."""
+    parser.add_argument("--server", metavar="URL", help="a server of the lab model as `lab`; default: start one")
+    parser.add_argument(
+        "--key",
+        metavar="KEY",
+        default=os.environ.get("EXPERTSTEER_ADMIN_KEY"),
+        help="write key of --server (default: EXPERTSTEER_ADMIN_KEY)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
 
 
 class ServerError(RuntimeError):

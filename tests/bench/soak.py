@@ -12,7 +12,6 @@ The exit status is 0 when nothing was found. Without --server one is started, fr
 
 import argparse
 import json
-import os
 import secrets
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from race import race
 from random_bundle import random_bundle
 from rich.console import Console
 from rich.table import Table
-from served import Served, ServerError
+from served import Served, ServerError, add_server_arguments
 from shapes import LAB_MODEL
 from traffic import Address
 
@@ -71,14 +70,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--cycles", type=int, default=2000, help="bundles that come and go (default: 2000)")
     parser.add_argument("--warm-up", type=int, default=200, help="cycles before memory is measured (default: 200)")
     parser.add_argument("--streams", type=int, default=1000, help="streams that are left (default: 1000)")
-    parser.add_argument("--server", metavar="URL", help="a server of the lab model as `lab`; default: start one")
-    parser.add_argument(
-        "--key",
-        metavar="KEY",
-        default=os.environ.get("EXPERTSTEER_ADMIN_KEY"),
-        help="write key of --server (default: EXPERTSTEER_ADMIN_KEY)",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    add_server_arguments(parser)
     args = parser.parse_args()
     if unknown := [part for part in args.parts if part not in PARTS]:
         parser.error(f"--parts has {unknown[0]!r}; known: {', '.join(PARTS)}")

@@ -18,7 +18,6 @@ The exit status is 0 when all of these are 0. Without --server one is started, f
 import argparse
 import asyncio
 import json
-import os
 import random
 import secrets
 import sys
@@ -34,7 +33,7 @@ import httpx
 from random_bundle import random_bundle
 from rich.console import Console
 from rich.table import Table
-from served import Served, ServerError
+from served import Served, ServerError, add_server_arguments
 from shapes import LAB_MODEL
 from swap_figures import Answer, Change, Figures, judge
 
@@ -105,15 +104,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--streams", type=int, default=64, help="answers at the same time (default: 64)")
     parser.add_argument("--max-tokens", type=int, default=48, help="of an answer (default: 48)")
     parser.add_argument("--pause-ms", type=float, default=50.0, help="mean pause between changes (default: 50)")
-    parser.add_argument("--server", metavar="URL", help="a server of the lab's model; default: start one")
-    parser.add_argument(
-        "--key",
-        metavar="KEY",
-        default=os.environ.get("EXPERTSTEER_ADMIN_KEY"),
-        help="write key of --server (default: EXPERTSTEER_ADMIN_KEY)",
-    )
+    add_server_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the pauses (default: 0)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     args = parser.parse_args()
     for name in ("swaps", "streams", "max_tokens"):
         if getattr(args, name) < 1:

@@ -1,11 +1,8 @@
 """Engine core in a real engine: a bundle in use stays, a request without its bundle ends alone, nothing piles up."""
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,6 @@ import pytest
 
 pytestmark = pytest.mark.engine
 
-TIMEOUT_S = 600
 NUM_CYCLES, NUM_ROWS = 300, 8
 # A process of its own, because importing vLLM changes the one that does it.
 DRIVER = """
@@ -118,22 +114,13 @@ if __name__ == "__main__":
 """
 
 
-def _run(command: list[str], environment: dict[str, str], log: Path) -> None:
-    """Run a driver to its end; its engine processes go with it, whatever happens."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
-        try:
-            status = process.wait(TIMEOUT_S)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    assert status == 0, log.read_text(errors="replace")[-4000:]
-
-
 @pytest.fixture(scope="module", params=["process", "async", "in process"])
 def found(
-    request: pytest.FixtureRequest, vllm_environment: dict[str, str], target: Path, tmp_path_factory: Any
+    request: pytest.FixtureRequest,
+    vllm_environment: dict[str, str],
+    target: Path,
+    tmp_path_factory: Any,
+    run_driver: Callable[[list[str], dict[str, str], Path], None],
 ) -> dict[str, Any]:
     # vLLM starts its processes anew from the file.
     driver = tmp_path_factory.mktemp("driver") / "driver.py"
@@ -142,7 +129,7 @@ def found(
     is_in_process = {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(request.param != "in process"))}
     command = [sys.executable, str(driver), str(target), request.param, str(NUM_CYCLES), str(NUM_ROWS), str(results)]
     environment = vllm_environment | is_in_process | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    _run(command, environment, driver.with_name("engine.log"))
+    run_driver(command, environment, driver.with_name("engine.log"))
     answers: dict[str, Any] = json.loads(results.read_text())
     return answers
 

@@ -1,11 +1,8 @@
 """Two data-parallel replicas: everything reaches both, and what one of them refuses neither keeps."""
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,6 @@ import pytest
 
 pytestmark = pytest.mark.engine
 
-TIMEOUT_S = 600
 # A process of its own, because importing vLLM changes the one that does it.
 DRIVER = """
 import asyncio, json, sys
@@ -113,21 +109,13 @@ if __name__ == "__main__":
 """
 
 
-def _run(command: list[str], environment: dict[str, str], log: Path) -> None:
-    """Run a driver to its end; its engine processes go with it, whatever happens."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
-        try:
-            status = process.wait(TIMEOUT_S)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    assert status == 0, log.read_text(errors="replace")[-4000:]
-
-
 @pytest.fixture(scope="module")
-def found(vllm_environment: dict[str, str], target: Path, tmp_path_factory: Any) -> dict[str, Any]:
+def found(
+    vllm_environment: dict[str, str],
+    target: Path,
+    tmp_path_factory: Any,
+    run_driver: Callable[[list[str], dict[str, str], Path], None],
+) -> dict[str, Any]:
     # vLLM starts its processes anew from the file.
     driver = tmp_path_factory.mktemp("driver") / "driver.py"
     driver.write_text(DRIVER)
@@ -135,7 +123,7 @@ def found(vllm_environment: dict[str, str], target: Path, tmp_path_factory: Any)
     # One core each.
     environment = {"VLLM_CPU_OMP_THREADS_BIND": "0|1", "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, str(driver), str(target), str(results)]
-    _run(command, vllm_environment | environment, driver.with_name("engine.log"))
+    run_driver(command, vllm_environment | environment, driver.with_name("engine.log"))
     answers: dict[str, Any] = json.loads(results.read_text())
     return answers
 
