@@ -191,12 +191,10 @@ class Operations:
             await asyncio.to_thread(self._registry.set_draining, digest, True, actor=actor)
             removed = False
             try:
-                generation = await asyncio.to_thread(self._registry.generation)
-                await self._reconciler.refresh(is_forced=True)
-                if not await self._reconciler.wait_observed(generation, OBSERVE_TIMEOUT_S):
+                if not await self._rollout.catch_up():
                     raise SteeringRequestError(
                         ErrorCode.CONFLICT_STATE,
-                        f"Not every server process has seen generation {generation} in {OBSERVE_TIMEOUT_S:g} s; see "
+                        f"Not every server process has seen in {OBSERVE_TIMEOUT_S:g} s that bundle {digest} goes; see "
                         "/v1/steering/status, and try again.",
                         HTTPStatus.CONFLICT,
                         None,
