@@ -6,14 +6,14 @@ PORT ?= 8000
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test check format docs bench clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED)  ## Create .venv with the pinned packages (the others call this)
 
-$(INSTALLED): deploy/setup.sh deploy/requirements/cpu.lock pyproject.toml
+$(INSTALLED): deploy/setup.sh $(wildcard deploy/requirements/*) pyproject.toml
 	@deploy/setup.sh $(VENV)
 	@touch $@
 
@@ -32,6 +32,9 @@ check: setup  ## Formatting, lint, types, import rules
 format: setup  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: setup  ## Render the parts of docs/ that the code says
+	$(BIN)/python -m docs.render
 
 bench: setup  ## Throughput against plain vLLM, as ratios
 	$(BIN)/python tests/bench/overhead.py

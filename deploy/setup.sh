@@ -5,8 +5,6 @@ set -euo pipefail
 
 venv=${1:?usage: deploy/setup.sh VENV_DIR}
 python=${PYTHON:-python3}
-torch_version=2.13.0+cpu
-torch_cpu_index=https://download.pytorch.org/whl/cpu
 needed_mib=6144
 
 fail() {
@@ -26,18 +24,6 @@ free_mib=$(df -Pm . | awk 'NR == 2 { print $4 }')
 [ "$free_mib" -ge "$needed_mib" ] || fail "$free_mib MiB of disk are free here, $needed_mib are needed."
 
 echo "setup: creating $venv (about 4 GB, a few minutes)"
-"$python" -m venv --clear "$venv"
-pip=("$venv/bin/python" -m pip --disable-pip-version-check)
-
-# A CPU build that the machine's own pip configuration offers comes first, PyTorch's CPU index second. The exact local
-# version keeps pip from taking the CUDA build, which is several gigabytes larger.
-echo "setup: installing torch $torch_version"
-"${pip[@]}" install -qq --no-deps "torch==$torch_version" 2>/dev/null ||
-  "${pip[@]}" install -qq --no-deps "torch==$torch_version" --index-url "$torch_cpu_index" ||
-  fail "torch $torch_version was found neither in pip's configured places nor at $torch_cpu_index."
-
-echo "setup: installing the locked packages"
-"${pip[@]}" install -qq --no-deps --requirement deploy/requirements/cpu.lock ||
-  fail "A locked package could not be installed; the message above says which."
-"${pip[@]}" install -qq --no-deps --no-build-isolation --editable .
+PYTHON=$python deploy/requirements/environment.sh cpu "$venv" test.lock
+"$venv/bin/python" -m pip --disable-pip-version-check install -qq --no-deps --no-build-isolation --editable .
 echo "setup: done"

@@ -198,6 +198,40 @@ class BundleList(BaseModel):
     next: Annotated[str | None, Field(description="Cursor of the next page; null on the last one.")]
 
 
+class RowInfo(BaseModel):
+    """A runtime tensor of a bundle: what one of its interventions reads or writes."""
+
+    name: str
+    layer: Annotated[int, Field(description="Decoder layer (0-based) of the intervention.")]
+    kind: Annotated[str, Field(description="Kind of the intervention.")]
+    role: Annotated[Literal["read", "write"], Field(description="What the intervention does with it.")]
+    norms: Annotated[list[float], Field(description="2-norm of each of its rows.")]
+
+
+class TensorInfo(BaseModel):
+    """A tensor of a bundle that servers skip: evidence of how it was made."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+    num_bytes: int
+
+
+class BundleTensors(BaseModel):
+    """The tensors of a bundle, without their values."""
+
+    digest: str
+    rows: Annotated[list[RowInfo], Field(description="Runtime tensors, in the order of the interventions.")]
+    evidence: Annotated[list[TensorInfo], Field(description="All others, in the order of the file.")]
+
+
+class RootList(BaseModel):
+    """Names of the files in the server's bundle root that can be added by path."""
+
+    names: Annotated[list[str], Field(description="Folder by folder; each is a `path` of `POST /v1/steering/bundles`.")]
+    is_complete: Annotated[bool, Field(description="False when there are more files than are listed.")]
+
+
 class CheckInfo(BaseModel):
     """A check that a bundle passed."""
 
@@ -317,12 +351,26 @@ class MemberStatus(_Open):
     problem: Annotated[str | None, Field(description="What keeps it from the desired state.")] = None
 
 
+class DeclarationStatus(_Open):
+    """State of the profiles of --steering-declaration."""
+
+    file: str
+    digest: Annotated[str, Field(description="Of the newest file that could be read.")]
+    is_applied: Annotated[bool, Field(description="Whether every profile is as the file says.")]
+    problems: Annotated[
+        dict[str, str], Field(description="What is not as declared and why, by profile; `(file)` is the file itself.")
+    ]
+
+
 class Status(_Open):
     """State of the server."""
 
     is_ready: Annotated[bool | None, Field(description="Whether every rank is where the registry wants it.")] = None
     generation_desired: Annotated[int | None, Field(description="Changes that the registry has seen.")] = None
     generation_observed: Annotated[int | None, Field(description="Those that every API process has seen.")] = None
+    declaration: Annotated[
+        DeclarationStatus | None, Field(description="Of the declaration; null where there is none.")
+    ] = None
     members: Annotated[list[MemberStatus], Field(description="API processes on this registry.")] = []
     workers: Annotated[list[WorkerStatus], Field(description="Every worker of every replica of this server.")]
 

@@ -13,20 +13,24 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
+from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware import Middleware
 from starlette.responses import Response
 
 from artifacts.verify import ServedModel, served_model
-from server import request_log
+from server import declaration, request_log
 from server.auth.audit import AuditLog
 from server.auth.keys import KeyRing
 from server.auth.middleware import AccessMiddleware
 from server.auth.rate import RateLimit
+from server.convergence import Convergence, require_sources
 from server.engine import launch
+from server.engine import messages as messages_seam
 from server.engine.client import SteeringEngine
 from server.engine.compat import SERVER_VLLM, require_version
 from server.engine.config import EngineSettings, worker_cls
+from server.engine.responses import require_responses
 from server.engine.span_tokens import load_tokenizer, parser_span, span_tokens
 from server.engine.spans import SpanTokens
 from server.engine.steering import SPAN_NAMES
@@ -39,9 +43,9 @@ from server.programs import Programs
 from server.reconciler import Reconciler
 from server.registry import schema
 from server.registry.registry import Registry
-from server.routes import chat, completion, health, metrics, models
-from server.routes.admin import audit, bundles, profiles, status
-from server.seeding import require_servable, seed
+from server.routes import chat, completion, health, messages, metrics, models, playground, responses
+from server.routes.admin import audit, bundles, profiles, root, status
+from server.seeding import require_servable, retire, seed
 from server.service import SteeringService
 from server.settings import SteeringSettings
 from server.sources.remote import RemoteSources
@@ -50,7 +54,12 @@ from server.sources.signature import SignaturePolicy
 from server.triggers import vocabulary_of
 
 _ADMIN_KEY_VARIABLE = "EXPERTSTEER_ADMIN_KEY"
-_REPLACED_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/models", "/metrics"})
+_REPLACED_ROUTES = frozenset(
+    {
+        *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"),
+        *("/v1/models", "/metrics"),
+    }
+)
 _MODEL_FILES = ["*.json", "*.safetensors"]
 _PEERS_TIMEOUT_S = 600.0
 # Length of a burst of changes, at the rate that is allowed for long.
@@ -88,6 +97,10 @@ def run(args: argparse.Namespace) -> int:
     launch.prepare(args)
     settings = SteeringSettings.from_args(args)
     _key_ring(args, settings)
+    declared = None
+    if settings.declaration is not None:
+        declared = declaration.read(settings.declaration).declaration
+        require_sources(declared, settings.remote, settings.bundle_root)
     args.served_steering_model = _served_model(args)
     args.steering_instance = uuid.uuid4().hex[:12]
     with tempfile.TemporaryDirectory(prefix="expertsteer-") as temporary:
@@ -98,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
             registry.end_drains()
             programs = _programs(args, settings, registry)
             seed(registry, settings, programs, _signatures(settings))
+            if declared is not None:
+                retire(registry, declared, programs)
             require_servable(registry, programs)
             spans = _spans(args, settings, registry)
         finally:
@@ -166,6 +181,7 @@ class _Process:
         self._registry = registry
         self._loop = asyncio.get_running_loop()
         self._reconciler: Reconciler | None = None
+        self._convergence: Convergence | None = None
 
     async def start(self, client: Any, is_first: bool) -> FastAPI:
         """Prove that steering works, load what the registry wants, and build the app.
@@ -222,6 +238,9 @@ class _Process:
             remote=RemoteSources(settings.remote),
             max_bundle_bytes=settings.max_bundle_bytes,
         )
+        if settings.declaration is not None:
+            self._convergence = Convergence(settings.declaration, registry, operations, acts=is_first)
+            self._convergence.start()
         keys = _key_ring(args, settings)
         service = SteeringService(
             model_names=tuple(args.served_model_name or [args.model]),
@@ -236,11 +255,14 @@ class _Process:
             metrics=counters,
             audit=audit_log,
             keys=keys,
+            convergence=self._convergence,
         )
         supported_tasks = await client.get_supported_tasks()
         app = build_app(args, supported_tasks, client.model_config)
         await init_app_state(client, app.state, args, supported_tasks)
-        install(app, service, RateLimit(settings.write_rate, _BURST_S * settings.write_rate))
+        require_responses(app.state.openai_serving_responses)
+        messages_seam.attach(app.state.anthropic_serving_messages)
+        install(app, service, RateLimit(settings.write_rate, _BURST_S * settings.write_rate), settings.has_playground)
         return app
 
     def on_stop(self) -> None:
@@ -250,11 +272,15 @@ class _Process:
 
     async def stop(self) -> None:
         """Leave the registry."""
+        if self._convergence is not None:
+            await self._convergence.stop()
         if self._reconciler is not None:
             await self._reconciler.stop()
 
 
-def install(app: FastAPI, service: SteeringService, limit: RateLimit | None = None) -> None:
+def install(
+    app: FastAPI, service: SteeringService, limit: RateLimit | None = None, has_playground: bool = True
+) -> None:
     """Put the steering routes in the place of vLLM's, and access control and the guard in front of all."""
     from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
@@ -262,8 +288,23 @@ def install(app: FastAPI, service: SteeringService, limit: RateLimit | None = No
     app.router.routes[:] = [
         route for route in app.router.routes if getattr(route, "path", None) not in _REPLACED_ROUTES
     ]
-    for module in (chat, completion, models, health, metrics, bundles, profiles, status, audit):
+    for module in (
+        chat,
+        completion,
+        responses,
+        messages,
+        models,
+        health,
+        metrics,
+        bundles,
+        root,
+        profiles,
+        status,
+        audit,
+    ):
         app.include_router(module.router)
+    if has_playground:
+        playground.attach(app)
     # vLLM's guards a few prefixes; ours every route, with the same keys among others.
     app.user_middleware[:] = [each for each in app.user_middleware if each.cls is not AuthenticationMiddleware]
     app.user_middleware.insert(0, Middleware(AccessMiddleware, keys=service.keys, limit=limit))
@@ -276,12 +317,13 @@ def install(app: FastAPI, service: SteeringService, limit: RateLimit | None = No
         for entry in error.errors():
             if entry["type"] in list(ErrorCode):
                 service.metrics.refused(entry["type"], [])
-                return SteeringRequestError(ErrorCode(entry["type"]), entry["ctx"]["reason"]).response()
+                refusal = SteeringRequestError(ErrorCode(entry["type"]), entry["ctx"]["reason"])
+                return refusal.response(route=get_route_path(request.scope))
         response: Response = await original(request, error)  # type: ignore[misc]
         return response
 
     async def on_refused(request: Request, error: SteeringRequestError) -> Response:
-        return error.response(request.headers.get("x-request-id") or request.url.path)
+        return error.response(request.headers.get("x-request-id") or request.url.path, get_route_path(request.scope))
 
     async def on_http_error(request: Request, error: StarletteHTTPException) -> Response:
         response: Response = await of_fastapi(request, error)  # type: ignore[misc]

@@ -21,18 +21,21 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from artifacts.errors import quoted
+from artifacts.manifest import Manifest
 from server.admin_schema import (
     AuditPage,
     BundleAnswer,
     BundleDetail,
     BundleInfo,
     BundleList,
+    BundleTensors,
     ProfileAnswer,
     ProfileDetail,
     ProfileInfo,
     ProfileList,
     ProfileSpec,
     Refusal,
+    RootList,
     Status,
 )
 
@@ -79,8 +82,8 @@ class SteeringClient:
             SteeringClientError: the address or the key cannot be one.
         """
         self._timeout_s = timeout_s
-        headers = {} if key is None else {"authorization": f"Bearer {_checked_key(key)}"}
-        self._http = httpx.Client(base_url=_checked_url(url), headers=headers, timeout=timeout_s)
+        headers = {} if key is None else {"authorization": f"Bearer {checked_key(key)}"}
+        self._http = httpx.Client(base_url=checked_url(url), headers=headers, timeout=timeout_s)
 
     def __enter__(self) -> "SteeringClient":
         return self
@@ -151,6 +154,18 @@ class SteeringClient:
     def bundle(self, digest: str) -> BundleDetail:
         """One bundle; `digest` may be a unique prefix."""
         return self._json("GET", f"/bundles/{_part(digest)}", BundleDetail, repeatable=True)
+
+    def manifest(self, digest: str) -> Manifest:
+        """All that a bundle says of itself; `digest` may be a unique prefix."""
+        return self._json("GET", f"/bundles/{_part(digest)}/manifest", Manifest, repeatable=True)
+
+    def tensors(self, digest: str) -> BundleTensors:
+        """The norms of a bundle's rows, and its evidence tensors; `digest` may be a unique prefix."""
+        return self._json("GET", f"/bundles/{_part(digest)}/tensors", BundleTensors, repeatable=True)
+
+    def root(self) -> RootList:
+        """The files that `add_from_root` could take."""
+        return self._json("GET", "/root", RootList, repeatable=True)
 
     def delete_bundle(self, digest: str, *, drain: bool = False, timeout_s: float = 30.0) -> None:
         """Remove a bundle.
@@ -312,13 +327,13 @@ class SteeringClient:
                     content=None if content is None else content(),
                     timeout=timeout_s or self._timeout_s,
                 )
-                return _accepted(answer)
+                return accepted(answer)
             except httpx.RequestError as error:
                 # Without a connection nothing was sent, so that every call may be made again.
                 is_safe = isinstance(error, httpx.ConnectError) or (repeatable and isinstance(error, _BROKEN))
                 if pause_s is None or not is_safe:
                     raise SteeringClientError(
-                        None, "unreachable", f"{method} {self._http.base_url} failed: {_reason(error)}."
+                        None, "unreachable", f"{method} {self._http.base_url} failed: {reason(error)}."
                     ) from error
                 time.sleep(pause_s)
         raise AssertionError("the last try returns or raises")
@@ -327,7 +342,12 @@ class SteeringClient:
 _BROKEN = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
 
 
-def _accepted(answer: httpx.Response) -> httpx.Response:
+def accepted(answer: httpx.Response) -> httpx.Response:
+    """An answer that does what was asked.
+
+    Raises:
+        SteeringClientError: it refuses, with the server's code.
+    """
     if answer.is_success:
         return answer
     try:
@@ -378,7 +398,12 @@ def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def _checked_url(url: str) -> httpx.URL:
+def checked_url(url: str) -> httpx.URL:
+    """The address of a server.
+
+    Raises:
+        SteeringClientError: it cannot be one.
+    """
     try:
         address = httpx.URL(url)
     except httpx.InvalidURL as error:
@@ -390,7 +415,12 @@ def _checked_url(url: str) -> httpx.URL:
     return address
 
 
-def _checked_key(key: str) -> str:
+def checked_key(key: str) -> str:
+    """An API key that a header can carry.
+
+    Raises:
+        SteeringClientError: it is not.
+    """
     if not key or not all("!" <= char <= "~" for char in key):
         raise SteeringClientError(
             None,
@@ -411,7 +441,8 @@ def _if_match(generation: int | None) -> dict[str, str]:
     return {} if generation is None else {"if-match": f'"{generation}"'}
 
 
-def _reason(error: httpx.RequestError) -> str:
+def reason(error: httpx.RequestError) -> str:
+    """Why no answer came, for a message."""
     if isinstance(error, httpx.TimeoutException):
         return "no answer in time"
     return str(error) or type(error).__name__

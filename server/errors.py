@@ -1,4 +1,4 @@
-"""Refusals, in the OpenAI error form with stable codes."""
+"""Refusals, in the error form of OpenAI or of Anthropic, with stable codes."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -54,6 +54,15 @@ _TYPES = {
     HTTPStatus.INTERNAL_SERVER_ERROR: "InternalServerError",
     HTTPStatus.SERVICE_UNAVAILABLE: "ServiceUnavailableError",
 }
+_ANTHROPIC_TYPES = {
+    HTTPStatus.UNAUTHORIZED: "authentication_error",
+    HTTPStatus.FORBIDDEN: "permission_error",
+    HTTPStatus.NOT_FOUND: "not_found_error",
+    HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "api_error",
+    HTTPStatus.SERVICE_UNAVAILABLE: "overloaded_error",
+}
+_ANTHROPIC_ROUTE = "/v1/messages"
 
 
 class SteeringRequestError(ValueError):
@@ -98,6 +107,23 @@ class SteeringRequestError(ValueError):
             }
         }
 
-    def response(self, instance: str | None = None) -> JSONResponse:
-        """The refusal as an HTTP response."""
-        return JSONResponse(self.body(instance), status_code=self.status.value, headers=self.headers)
+    def anthropic_body(self, instance: str | None = None) -> dict[str, Any]:
+        """Anthropic error body: the same members with Anthropic's types of errors.
+
+        Args:
+            instance: see `body`.
+        """
+        error = self.body(instance)["error"]
+        error["type"] = _ANTHROPIC_TYPES.get(self.status, "invalid_request_error")
+        return {"type": "error", "error": error}
+
+    def response(self, instance: str | None = None, route: str = "") -> JSONResponse:
+        """The refusal as an HTTP response.
+
+        Args:
+            instance: see `body`.
+            route: path of the route without the root path; those of Anthropic's API have its form of errors.
+        """
+        is_anthropic = route == _ANTHROPIC_ROUTE or route.startswith(f"{_ANTHROPIC_ROUTE}/")
+        body = self.anthropic_body(instance) if is_anthropic else self.body(instance)
+        return JSONResponse(body, status_code=self.status.value, headers=self.headers)

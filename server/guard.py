@@ -24,7 +24,9 @@ _DRAINING = SteeringRequestError(
     None,
     {"retry-after": "1"},
 )
-STEERED_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+STEERED_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
+# Routes that heed `<model>@<profile>` and nothing else: they generate nothing, and a client has one model name for all.
+NAMED_PATHS = frozenset({"/v1/messages/count_tokens"})
 
 
 class SteeringGuard:
@@ -47,12 +49,13 @@ class SteeringGuard:
         path, route = scope["path"], get_route_path(scope)
         service: SteeringService = scope["app"].state.steering
         if service.reconciler.state == "draining":
-            await _DRAINING.response()(scope, receive, send)
+            await _DRAINING.response(route=route)(scope, receive, send)
             return
         asked = _asked_in_query(scope["query_string"])
         if asked is None and route not in STEERED_PATHS and not is_steering(route):
             messages = await _read(receive)
-            asked = _asked_in_body(b"".join(message.get("body", b"") for message in messages), scope)
+            body = b"".join(message.get("body", b"") for message in messages)
+            asked = _asked_in_body(body, service, heeds_model=route in NAMED_PATHS)
             receive = _replay(messages, receive)
         if asked is None:
             await self._app(scope, receive, send)
@@ -63,7 +66,7 @@ class SteeringGuard:
             f"{path} does not support steering by {asked}; use steering_profile in the JSON body of "
             f"{' or '.join(sorted(STEERED_PATHS))}.",
         )
-        await refusal.response()(scope, receive, send)
+        await refusal.response(route=route)(scope, receive, send)
 
 
 async def _read(receive: Receive) -> list[Message]:
@@ -90,7 +93,7 @@ def _asked_in_query(query: bytes) -> str | None:
     return None if name is None else f"the query parameter {quoted(name)}"
 
 
-def _asked_in_body(body: bytes, scope: Scope) -> str | None:
+def _asked_in_body(body: bytes, service: SteeringService, heeds_model: bool) -> str | None:
     try:
         data: Any = json.loads(body)
     except (ValueError, RecursionError):
@@ -102,8 +105,7 @@ def _asked_in_body(body: bytes, scope: Scope) -> str | None:
     name = steering_key(data)
     if name is not None:
         return f"the field {quoted(name)}"
-    service: SteeringService = scope["app"].state.steering
     model = data.get("model")
-    if isinstance(model, str) and service.split_model(model)[1] is not None:
+    if not heeds_model and isinstance(model, str) and service.split_model(model)[1] is not None:
         return f"the model {quoted(model)}"
     return None

@@ -36,6 +36,8 @@ from server.sources.root import BundleRoot
 from server.sources.signature import SignaturePolicy
 from server.sources.upload import receive
 
+# Who makes the changes of --steering-declaration; the name of no key.
+DECLARATION = "declaration file"
 # After every process has seen that a bundle is not to be used, what still uses it is a running request.
 _RELEASE_TIMEOUT_S = 2.0
 _WAIT_STEP_S = 0.02
@@ -92,6 +94,8 @@ class Operations:
         self._remote = remote
         self._max_bytes = max_bundle_bytes
         self._rollout = Rollout(registry, reconciler)
+        self._declaration: Path | None = None
+        self._declared: Collection[str] = ()
 
     async def upload(
         self,
@@ -122,13 +126,29 @@ class Operations:
 
         return await self._add(fetch, actor, source, expected_digest, signature, dry_run)
 
+    def declare(self, path: Path, names: Collection[str]) -> None:
+        """Leave the profiles that a file declares to that file.
+
+        Args:
+            path: of the file.
+            names: of the profiles.
+        """
+        self._declaration, self._declared = path, frozenset(names)
+
     async def add_from_root(
-        self, name: str, *, actor: str, signature: bytes | None = None, dry_run: bool = False
+        self,
+        name: str,
+        *,
+        actor: str,
+        digest: str | None = None,
+        signature: bytes | None = None,
+        dry_run: bool = False,
     ) -> BundleOutcome:
         """Take a bundle from the configured folder.
 
         Args:
             name: relative path in it.
+            digest: that it must have; None for any.
             actor, signature, dry_run: see `upload`.
 
         Raises:
@@ -152,7 +172,25 @@ class Operations:
                 near = difflib.get_close_matches(name, await asyncio.to_thread(root.list), n=3, cutoff=0.4)
                 raise SourceError(error.code, f"{error}; near names: {', '.join(near) or 'none'}") from None
 
-        return await self._add(fetch, actor, f"path:{name}", None, signature, dry_run)
+        return await self._add(fetch, actor, f"path:{name}", digest, signature, dry_run)
+
+    async def root_files(self) -> tuple[str, ...]:
+        """Names of the files that `add_from_root` could take, at most `MAX_LISTED` of them.
+
+        Raises:
+            SteeringRequestError: there is no such folder, or it cannot be read.
+        """
+        if self._root is None:
+            raise SteeringRequestError(
+                ErrorCode.SOURCE_REFUSED,
+                "This server has no folder of bundles; start it with --steering-bundle-root.",
+                HTTPStatus.FORBIDDEN,
+                None,
+            )
+        try:
+            return await asyncio.to_thread(self._root.list)
+        except SourceError as error:
+            raise refusal_of(error) from error
 
     async def add_from_remote(
         self, uri: str, digest: str, *, actor: str, signature: bytes | None = None, dry_run: bool = False
@@ -243,8 +281,9 @@ class Operations:
             SteeringRequestError: it is refused; nothing has changed.
         """
         async with self._change("profile.put", actor, name, is_dry=dry_run) as change:
+            self._refuse_declared(name, actor)
             snapshot = await self._snapshot()
-            settings = self._settings(spec, snapshot)
+            settings = self.settings_of(spec, snapshot)
             manifest = snapshot.bundles[settings.bundle].manifest
             change.digest = settings.bundle
             previous, is_new_only = snapshot.current(name), must_be_new(if_none_match)
@@ -282,6 +321,7 @@ class Operations:
             SteeringRequestError: no such version (404), its bundle is gone (409), or the current one is another (412).
         """
         async with self._change("profile.rollback", actor, name) as change:
+            self._refuse_declared(name, actor)
             previous = (await self._snapshot()).current(name)
             expected = expected_generation(previous, if_match)
             change.before = previous.generation if previous is not None else None
@@ -321,6 +361,7 @@ class Operations:
             SteeringRequestError: it does not exist (404), or the current version is another (412).
         """
         async with self._change("profile.delete", actor, name) as change:
+            self._refuse_declared(name, actor)
             previous = (await self._snapshot()).current(name)
             expected = expected_generation(previous, if_match)
             change.before = previous.generation if previous is not None else None
@@ -429,7 +470,16 @@ class Operations:
         is_changed = previous is None or version.generation != previous.generation
         return ProfileOutcome(version, manifest, previous, is_changed, observed, False)
 
-    def _settings(self, spec: ProfileSpec, snapshot: Snapshot) -> ProfileSettings:
+    def settings_of(self, spec: ProfileSpec, snapshot: Snapshot) -> ProfileSettings:
+        """What a profile of this specification would mean.
+
+        Args:
+            spec: what is asked for.
+            snapshot: with the bundle.
+
+        Raises:
+            SteeringRequestError: there is no such bundle, or it does not allow that.
+        """
         record = bundle_named(snapshot, spec.bundle, param="bundle")
         recommended = recommended_settings(record.digest, record.manifest)
         maximum = recommended.maximum_strength if spec.maximum_strength is None else spec.maximum_strength
@@ -456,6 +506,15 @@ class Operations:
             allowed_keys=spec.allowed_keys,
             description=recommended.description if spec.description is None else spec.description,
         )
+
+    def _refuse_declared(self, name: str, actor: str) -> None:
+        if name in self._declared and actor != DECLARATION:
+            raise SteeringRequestError(
+                ErrorCode.CONFLICT_STATE,
+                f"Profile {name!r} is declared in {self._declaration}; change it there.",
+                HTTPStatus.CONFLICT,
+                "name",
+            )
 
     def _refuse_unknown_spans(self, exclude: Sequence[ExcludedSpan]) -> None:
         for name in spans_of(exclude):
@@ -545,6 +604,9 @@ def bundle_named(
     Raises:
         SteeringRequestError: there is none, or there are several (400).
     """
+    exact = snapshot.bundles.get(digest)
+    if exact is not None:
+        return exact
     found = [record for known, record in snapshot.bundles.items() if known.startswith(digest)]
     if len(digest) < _MIN_DIGEST_PREFIX or not found:
         raise SteeringRequestError(

@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
@@ -109,6 +109,18 @@ def _parse_profile(value: Any, _handler: Any) -> ProfileRef | list[ProfileRef] |
     return _parse_ref(value)
 
 
+class Unsteerable(NamedTuple):
+    """Why a request cannot be steered.
+
+    Attributes:
+        field: of the request.
+        what: that field, or what in it, in words.
+    """
+
+    field: str
+    what: str
+
+
 class SteeringFields(BaseModel):
     """Mixin for request models: the `steering_profile` field, and no field that looks like a misspelling of it."""
 
@@ -139,6 +151,10 @@ class SteeringFields(BaseModel):
         value = self.steering_profile
         refs = value if isinstance(value, list) else [] if value is None else [value]
         return [_parse_ref(ref) for ref in refs]
+
+    def unsteerable(self) -> Unsteerable | None:
+        """What else the request asks for that steering does not go together with; None if there is nothing."""
+        return None
 
 
 def steering_key(data: Mapping[Any, Any], known: Collection[str] = ()) -> str | None:

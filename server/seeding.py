@@ -7,8 +7,11 @@ from pathlib import Path
 
 from artifacts.bundle import load_bundle
 from artifacts.errors import BundleError
+from server.declaration import Declaration
+from server.operations import DECLARATION
 from server.profiles import recommended_settings
 from server.programs import Programs
+from server.registry.errors import RegistryError
 from server.registry.offline import OfflineChanges
 from server.registry.registry import Registry
 from server.settings import BundleSource, SteeringSettings
@@ -48,6 +51,32 @@ def seed(registry: Registry, settings: SteeringSettings, programs: Programs, sig
                 f"--steering-exclude names profile {exclusion.profile!r}; named by --steering-bundle: "
                 f"{', '.join(sorted(names)) or 'none'}."
             )
+
+
+def retire(registry: Registry, declared: Declaration, programs: Programs) -> None:
+    """Take away profiles that an earlier declaration made, this one means otherwise, and the served model cannot take.
+
+    So that a new model together with a new file starts on the registry of the old ones.
+
+    Args:
+        registry: where from.
+        declared: what the file says now.
+        programs: says which bundles the served model takes.
+
+    Raises:
+        RegistryError: the registry cannot be read or written.
+    """
+    for name, (version, *_) in registry.snapshot(1).profiles.items():
+        settings, wanted = version.settings, declared.profiles.get(name)
+        if settings is None or version.actor != DECLARATION:
+            continue
+        if wanted is not None and wanted.bundle == settings.bundle:
+            continue
+        try:
+            programs.check(registry.store.load(settings.bundle))
+        except (BundleError, RegistryError, ValueError) as error:
+            registry.delete_profile(name, actor=DECLARATION, if_match=version.generation)
+            logger.warning("Profile %s of an earlier declaration is gone: %s", name, error)
 
 
 def require_servable(registry: Registry, programs: Programs) -> None:

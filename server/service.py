@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from server.auth.audit import AuditLog
 from server.auth.keys import Identity, KeyRing
+from server.convergence import Convergence
 from server.engine.client import SteeringEngine
 from server.engine.steering import Steering
 from server.errors import ErrorCode, SteeringRequestError
@@ -15,7 +16,7 @@ from server.pins import Pins
 from server.profiles import ProfileTable, Resolved
 from server.reconciler import Reconciler
 from server.registry.registry import Registry
-from server.schema import ProfileRef
+from server.schema import ProfileRef, Unsteerable
 from server.tracing import span
 
 
@@ -23,10 +24,11 @@ class SteerableRequest(Protocol):
     """What the request models of this server have in common."""
 
     model: str | None
-    use_beam_search: bool
 
     @property
     def profile_refs(self) -> list[ProfileRef]: ...
+
+    def unsteerable(self) -> Unsteerable | None: ...
 
     def steer_with(self, steering: Steering | None) -> None: ...
 
@@ -48,6 +50,7 @@ class SteeringService:
         metrics: counters of this process.
         audit: log of changes.
         keys: who may do what.
+        convergence: keeps the profiles as a file declares them; None where no file does.
     """
 
     model_names: tuple[str, ...]
@@ -62,6 +65,20 @@ class SteeringService:
     metrics: SteeringMetrics
     audit: AuditLog
     keys: KeyRing
+    convergence: Convergence | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests see the registry's state, and a state that was once as the file declares."""
+        return self.reconciler.is_ready and self.is_declared
+
+    @property
+    def is_declared(self) -> bool:
+        """Whether requests have seen the profiles as the file declares them; True where no file does."""
+        if self.convergence is None:
+            return True
+        applied = self.convergence.applied_generation
+        return applied is not None and applied <= self.reconciler.generation_observed
 
     @property
     def profiles(self) -> ProfileTable:
@@ -96,11 +113,12 @@ class SteeringService:
             request.model = base
         if not refs:
             return None
-        if request.use_beam_search:
+        unsteerable = request.unsteerable()
+        if unsteerable is not None:
             raise SteeringRequestError(
                 ErrorCode.UNSUPPORTED,
-                "Steering is not supported together with use_beam_search.",
-                param="use_beam_search",
+                f"Steering is not supported together with {unsteerable.what}; leave that out.",
+                param=unsteerable.field,
             )
         with span("steering.resolve", headers, profile=",".join(ref.name for ref in refs)):
             resolved = self.profiles.resolve(refs, identity)

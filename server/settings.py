@@ -59,6 +59,7 @@ class SteeringSettings:
         exclude: spans that the profiles of `bundles` leave unsteered; a later entry wins.
         spans: delimiters of spans, by name, in place of those that vLLM's parsers know.
         registry: folder of the registry; None for one that ends with the server.
+        declaration: file that says which profiles there shall be.
         keys: file of the keys; None for none.
         write_rate: changes per second that a key may make.
         bundle_root: folder that the admin API may take bundles from.
@@ -68,6 +69,7 @@ class SteeringSettings:
         max_bundle_bytes: bound of a bundle's size.
         keep_versions: previous versions of each profile that stay loaded.
         metric_profiles: profiles with metric series of their own.
+        has_playground: whether the page is served.
     """
 
     bundles: tuple[BundleSource, ...]
@@ -77,6 +79,7 @@ class SteeringSettings:
     exclude: tuple[Exclusion, ...] = ()
     spans: Mapping[str, SpanTexts] = field(default_factory=dict)
     registry: Path | None = None
+    declaration: Path | None = None
     keys: Path | None = None
     write_rate: int = DEFAULT_WRITE_RATE
     bundle_root: Path | None = None
@@ -86,6 +89,7 @@ class SteeringSettings:
     max_bundle_bytes: int = DEFAULT_BUNDLE_MIB << 20
     keep_versions: int = DEFAULT_KEEP_VERSIONS
     metric_profiles: int = DEFAULT_METRIC_PROFILES
+    has_playground: bool = True
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,6 +111,14 @@ class SteeringSettings:
             metavar="DIR",
             help="Folder that keeps bundles, profiles, their history and the audit log over restarts. Several servers "
             "on one machine may share it. Without it they end with the server.",
+        )
+        group.add_argument(
+            "--steering-declaration",
+            type=Path,
+            metavar="FILE",
+            help="YAML file of profiles with the sources and digests of their bundles, as from a ConfigMap. The server "
+            "is ready when its profiles are as the file says, and follows the file when it changes; profiles of the "
+            "file change only there. `expertsteer profile check FILE` checks it.",
         )
         group.add_argument(
             "--steering-keys",
@@ -175,6 +187,11 @@ class SteeringSettings:
             help="Profiles with metric series of their own; the others count as `other` (default: %(default)s).",
         )
         group.add_argument(
+            "--disable-steering-playground",
+            action="store_true",
+            help="Do not serve the page at /playground.",
+        )
+        group.add_argument(
             "--steering-rows",
             type=_positive,
             default=DEFAULT_ROWS,
@@ -227,6 +244,7 @@ class SteeringSettings:
             tuple(args.steering_exclude),
             {span.name: span.texts for span in args.steering_span},
             registry=args.steering_registry,
+            declaration=args.steering_declaration,
             keys=args.steering_keys,
             write_rate=args.steering_write_rate,
             bundle_root=args.steering_bundle_root,
@@ -236,6 +254,7 @@ class SteeringSettings:
             max_bundle_bytes=args.steering_max_bundle_mib << 20,
             keep_versions=args.steering_keep_versions,
             metric_profiles=args.steering_metric_profiles,
+            has_playground=not args.disable_steering_playground,
         )
         if settings.signatures != "off" and not settings.signature_keys:
             raise ValueError("--steering-signatures needs a --steering-signature-key to check with.")

@@ -1,22 +1,14 @@
-"""The `cpu` backend: csrc/steer_cpu.cpp, built once with the machine's compiler and called through ctypes."""
+"""The `cpu` backend: csrc/steer_cpu.cpp, built ahead of time or at first use, and called through ctypes."""
 
 import ctypes
 import functools
 import logging
-import os
-import platform
-import shutil
 import struct
 import subprocess
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from steering_kernels import build
-
-_SOURCE = Path(__file__).with_name("csrc") / "steer_cpu.cpp"
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 # `Call` of the source: nine pointers, eleven integers, two floats. One packed argument costs a third of 22 arguments.
 _PACK = struct.Struct("@20q2d").pack
@@ -112,48 +104,19 @@ def _packed(
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
+    # Not at the top: as a command, `python -m steering_kernels.native_build` must not find itself imported.
+    from steering_kernels import native_build
+
     try:
-        library = ctypes.CDLL(str(_build()))
+        library = ctypes.CDLL(str(native_build.library()))
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or error
-        _logger.warning("Steering falls back to the slower reference kernel: it could not be compiled (%s)", detail)
+        _logger.warning(
+            "Steering falls back to the slower reference kernel: it could not be built or loaded (%s)", detail
+        )
         return None
     library.steer_is_needed.argtypes = (ctypes.c_void_p, ctypes.c_int64)
     library.steer_is_needed.restype = ctypes.c_int32
     for function in (library.steer, library.steer_add_rms_norm):
         function.argtypes, function.restype = (ctypes.c_char_p,), None
     return library
-
-
-def _build() -> Path:
-    """Path of the shared library, built now unless these sources were built on such a processor before.
-
-    Raises:
-        OSError: no compiler, or the cache folder cannot be written.
-        SubprocessError: the compiler failed.
-    """
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        raise FileNotFoundError("no C++ compiler found; install g++ or set CXX")
-    return build.shared_library(
-        "steer_cpu",
-        [compiler, *_FLAGS],
-        [_SOURCE, *sorted(_SOURCE.parent.glob("*.h"))],
-        # -march=native: a library built on one processor may not run on another that shares the home folder.
-        [_processor()],
-        # As needed: the compiler's own OpenMP library is linked only where torch does not bring one.
-        ["-Wl,--as-needed", *_torch_openmp()],
-    )
-
-
-def _torch_openmp() -> list[str]:
-    """The OpenMP library in torch's wheel: a second one in the process would bring threads of its own."""
-    return [str(path) for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))]
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())

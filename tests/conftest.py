@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -109,10 +110,12 @@ class Server:
         with ThreadPoolExecutor(workers) as pool:
             return list(pool.map(function, items))
 
-    def metric(self, name: str) -> float:
-        """Sum of one Prometheus series over its labels; 0 when it has not been counted yet."""
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of one Prometheus series over the labels that are not given; 0 when it has not been counted yet."""
         text = self.client.get("/metrics").text
-        return sum(float(value) for value in re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
+        found = re.findall(rf"^{re.escape(name)}({{.*}})? (\S+)$", text, re.MULTILINE)
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        return sum(float(value) for given, value in found if all(each in given for each in wanted))
 
     def steering_status(self) -> list[dict[str, Any]]:
         """What the workers say about themselves."""
@@ -326,6 +329,22 @@ def start_operated(
 
 
 @pytest.fixture(scope="session")
+def program() -> Callable[[str], str]:
+    """Path of a program that is not a Python package; without it the test is skipped, but fails in CI."""
+
+    def find(name: str) -> str:
+        path = shutil.which(name)
+        if path is None:
+            reason = f"{name} is not installed"
+            if os.environ.get("CI") == "true":
+                pytest.fail(reason)
+            pytest.skip(reason)
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
 def bundle_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder that the server `operated` takes bundles from by name."""
     return tmp_path_factory.mktemp("bundle-root")
@@ -343,8 +362,9 @@ def operated(
 
 @pytest.fixture(scope="session")
 def eager(start_server: Callable[..., contextlib.AbstractContextManager[Server]]) -> Iterator[Server]:
-    """The steering server without compilation, with room for every request."""
-    with start_server("eager", "--enforce-eager", "--max-num-seqs", "40") as server:
+    """The steering server without compilation, with room for every request, that keeps responses."""
+    flags = ("--enforce-eager", "--max-num-seqs", "40")
+    with start_server("eager", *flags, VLLM_ENABLE_RESPONSES_API_STORE="1") as server:
         yield server
 
 

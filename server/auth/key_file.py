@@ -10,12 +10,13 @@ import tempfile
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from artifacts.errors import quoted
+from server import yaml_file
 from server.auth.identity import Identity, Key, Role, check_key, hash_key
 
 _logger = logging.getLogger("vllm.expertsteer.access")
@@ -81,17 +82,6 @@ class KeyEntry(BaseModel):
         return "".join(" " * indent + line for line in text.splitlines(keepends=True))
 
 
-class _StrictLoader(yaml.CSafeLoader):
-    """A field given twice is a mistake that must not go unseen: the last would win."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if len(set(names)) < len(names):
-            twice = next(name for index, name in enumerate(names) if name in names[:index])
-            raise yaml.constructor.ConstructorError(None, None, f"{quoted(twice)} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _moment(value: object) -> datetime:
     """A date is the end of that day, and a time without a zone is in UTC.
 
@@ -133,37 +123,13 @@ def parse_entries(data: bytes, path: Path) -> list[KeyEntry]:
     Raises:
         ValueError: as `read_keys`.
     """
-    try:
-        _check_depth(data)
-        # The loader is a safe one: it builds nothing but plain values.
-        content: Any = yaml.load(data, Loader=_StrictLoader)
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
-        raise ValueError(f"Keys file {path}{line}: {error.problem or 'this is no YAML'}.") from None
-    except (yaml.YAMLError, ValueError):
-        raise ValueError(f"Keys file {path} is no YAML, or holds a date that does not exist.") from None
+    content = yaml_file.parse(data, f"Keys file {path}", _MAX_DEPTH)
     if not isinstance(content, dict) or set(content) != {"keys"} or not isinstance(content["keys"] or [], list):
         raise ValueError(f"Keys file {path} is not of the form 'keys: [{{name, sha256, role}}, ...]'.")
     entries = content["keys"] or []
     if len(entries) > MAX_KEYS:
         raise ValueError(f"Keys file {path} has {len(entries)} keys, more than {MAX_KEYS}; take some out.")
     return [_entry(entry, index, path) for index, entry in enumerate(entries, start=1)]
-
-
-def _check_depth(data: bytes) -> None:
-    """Refuse what the loader would follow until the stack is used up.
-
-    Raises:
-        MarkedYAMLError: too deep, or not YAML.
-    """
-    depth = 0
-    for event in yaml.parse(data, Loader=yaml.CSafeLoader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > _MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem=f"lists and mappings are more than {_MAX_DEPTH} deep")
 
 
 def make_entry(fields: object) -> KeyEntry:
@@ -235,25 +201,9 @@ def _entry(entry: object, index: int, path: Path) -> KeyEntry:
 
 
 def _read_bytes(path: Path) -> bytes:
-    try:
-        # Without waiting: a named pipe must not stop the server.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise ValueError(f"Keys file {path} cannot be read: {error.strerror}.") from None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"Keys file {path} is not a regular file.")
-        with open(descriptor, "rb", closefd=False) as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    finally:
-        os.close(descriptor)
-    if len(data) > MAX_FILE_BYTES:
-        raise ValueError(f"Keys file {path} has more than {MAX_FILE_BYTES} bytes.")
-    if status.st_mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP):
-        _logger.warning(
-            "Keys file %s is open to others (mode %o); close it by: chmod 600.", path, status.st_mode & 0o777
-        )
+    data, mode = yaml_file.read(path, f"Keys file {path}", MAX_FILE_BYTES)
+    if mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP):
+        _logger.warning("Keys file %s is open to others (mode %o); close it by: chmod 600.", path, mode)
     return data
 
 

@@ -54,7 +54,8 @@ class AccessMiddleware:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": refusal.code.value})
             else:
-                await refusal.response(scope["path"][:_MAX_INSTANCE])(scope, receive, send)
+                response = refusal.response(scope["path"][:_MAX_INSTANCE], get_route_path(scope))
+                await response(scope, receive, send)
             return
         scope.setdefault("state", {})[IDENTITY] = identity
         await self._app(scope, receive, send)

@@ -1,6 +1,7 @@
 """Rules: which key each route of the server needs."""
 
 import re
+from collections.abc import Iterator
 from enum import StrEnum
 
 from starlette.routing import compile_path
@@ -37,6 +38,7 @@ _RULES: tuple[tuple[Access, str, tuple[str, ...]], ...] = (
         (
             *("/health", "/health/live", "/health/ready", "/ping", "/version", "/metrics"),
             *("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json", "/static", "/static/{path:path}"),
+            *("/playground", "/playground/{path:path}"),
         ),
     ),
     (Access.OPEN, "POST", ("/ping",)),
@@ -62,8 +64,9 @@ _RULES: tuple[tuple[Access, str, tuple[str, ...]], ...] = (
         Access.READ,
         "GET",
         (
-            *("/v1/steering/bundles", "/v1/steering/bundles/{digest}", "/v1/steering/profiles/{name}"),
-            *("/v1/steering/status", "/v1/steering/audit"),
+            *("/v1/steering/bundles", "/v1/steering/bundles/{digest}", "/v1/steering/bundles/{digest}/manifest"),
+            *("/v1/steering/bundles/{digest}/tensors", "/v1/steering/root"),
+            *("/v1/steering/profiles/{name}", "/v1/steering/status", "/v1/steering/audit"),
         ),
     ),
     (Access.WRITE, "POST", ("/v1/steering/bundles", "/v1/steering/profiles/{name}/rollback")),
@@ -121,6 +124,13 @@ def access_of(method: str, path: str) -> Access:
 def explicit(method: str, path: str) -> bool:
     """Whether a route has a rule of its own; `path` may be a template, as `/v1/steering/profiles/{name}`."""
     return method == "OPTIONS" or _find(method, path) is not None
+
+
+def routes() -> Iterator[tuple[Access, str, str]]:
+    """Every rule: access, method and path, as documentation shows them."""
+    for access, method, paths in _RULES:
+        for path in paths:
+            yield access, method, path
 
 
 def is_steering(path: str) -> bool:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from server.client import SteeringClient
 
 KEY_VARIABLE = "EXPERTSTEER_ADMIN_KEY"
+INFERENCE_KEY_VARIABLE = "EXPERTSTEER_API_KEY"
 _MAX_KEY_BYTES = 4096
 _DIGEST_CHARS = len("sha256:") + 12
 _PROFILE_COLUMNS = ("profile", "bundle", "strength", "maximum", "scope", "layers", "exclude", "generation")
@@ -22,15 +23,20 @@ class UsageError(Exception):
     """Something in the arguments that only shows when they are used. `str(error)` is one sentence."""
 
 
-def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare where the server is and what opens it."""
+def add_connection_arguments(parser: argparse.ArgumentParser, key_variable: str = KEY_VARIABLE) -> None:
+    """Declare where the server is and what opens it.
+
+    Args:
+        parser: of the command.
+        key_variable: environment variable that holds the key unless the user names another.
+    """
     parser.add_argument(
         "--server", default="http://127.0.0.1:8000", metavar="URL", help="the server (default: %(default)s)"
     )
     keys = parser.add_mutually_exclusive_group()
     keys.add_argument(
         "--key-env",
-        default=KEY_VARIABLE,
+        default=key_variable,
         metavar="NAME",
         help="environment variable that holds the API key (default: %(default)s)",
     )
@@ -54,11 +60,19 @@ def connect(args: argparse.Namespace) -> "SteeringClient":
     """
     from server.client import SteeringClient
 
-    return SteeringClient(args.server, _key(args), timeout_s=args.timeout)
+    return SteeringClient(args.server, api_key(args), timeout_s=args.timeout)
 
 
-def guarded(command: str, work: Callable[[], int]) -> int:
-    """The exit status of some work; a refusal is one line on stderr and 1."""
+def guarded(
+    command: str, work: Callable[[], int], interrupted: str = "`expertsteer profile list` shows what is served"
+) -> int:
+    """The exit status of some work; a refusal is one line on stderr and 1.
+
+    Args:
+        command: that does it.
+        work: what to do.
+        interrupted: what to say after Ctrl-C.
+    """
     from server.client import SteeringClientError
 
     try:
@@ -67,7 +81,7 @@ def guarded(command: str, work: Callable[[], int]) -> int:
         print(f"expertsteer {command}: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"expertsteer {command}: interrupted; `expertsteer profile list` shows what is served.", file=sys.stderr)
+        print(f"expertsteer {command}: interrupted; {interrupted}.", file=sys.stderr)
         return 130
 
 
@@ -120,7 +134,13 @@ def generation(text: str) -> int:
     return int(text)
 
 
-def _key(args: argparse.Namespace) -> str | None:
+def api_key(args: argparse.Namespace) -> str | None:
+    """The API key that the arguments name; None without one.
+
+    Raises:
+        UsageError: the file holds no key.
+        OSError: the file cannot be read.
+    """
     if args.key_file is None:
         return os.environ.get(args.key_env) or None
     with args.key_file.open("rb") as file:

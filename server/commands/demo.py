@@ -1,4 +1,4 @@
-"""`expertsteer demo`: serve the embedded lab model with its bundle and show what the profile does."""
+"""`expertsteer demo [-- FLAG ...]`: serve the embedded lab model with its bundle and show what the profile does."""
 
 import argparse
 import contextlib
@@ -10,16 +10,20 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 HELP = "Serve the embedded lab model with its bundle and show three answers: off, on, negated."
 
 _MODEL, _PROFILE, _QUESTION = "lab", "careful", "What is 7 plus 5?"
 _START_TIMEOUT_S = 600
-_STOP_TIMEOUT_S = 20
+# Longer than `serve` waits for running requests unless told otherwise.
+_KEY_VARIABLES = ("VLLM_API_KEY", "EXPERTSTEER_ADMIN_KEY")
+# What the command has to know itself to ask its questions; `--ssl` stands for all flags that begin so.
+_OWN_FLAGS = ("--host", "--port", "--served-model-name", "--uds", "--ssl")
 # What a CPU start needs; a value that the user has set wins. The model is local, so nothing is looked up anywhere.
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -39,10 +43,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Compile the model, as `serve` does by default: starts later, runs faster.",
     )
     parser.add_argument("--exit", action="store_true", help="Stop after the three answers.")
+    parser.add_argument(
+        "--show-log",
+        action="store_true",
+        help="Show the server's log on standard error rather than keep it in a file, as containers want it.",
+    )
+    parser.add_argument(
+        "serve_flags",
+        nargs="*",
+        metavar="FLAG",
+        help="Flags for `expertsteer serve`, behind `--`, such as -- --steering-registry DIR.",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Start the server, show the answers, then serve until Ctrl-C."""
+    for flag in args.serve_flags:
+        name = flag.partition("=")[0]
+        if _is_own(name.replace("_", "-")):
+            return _fail(f"{name} cannot stand behind --; the demo takes --host and --port before it.")
     with contextlib.closing(socket.socket()) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -50,18 +69,21 @@ def run(args: argparse.Namespace) -> int:
         except OSError as error:
             return _fail(f"cannot listen on {args.host}:{args.port} ({error.strerror}); choose another --port.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    log_path = Path(tempfile.mkstemp(prefix="expertsteer-demo-", suffix=".log")[1])
-    url = f"http://{args.host}:{args.port}"
-    with log_path.open("wb") as log:
-        server = subprocess.Popen(_command(args), stdout=log, stderr=log, env=_ENVIRONMENT | os.environ)
+    # An address that means "all" is none to send to.
+    url = f"http://{'127.0.0.1' if args.host == '0.0.0.0' else args.host}:{args.port}"
+    with _log(args) as log:
+        command = [sys.executable, "-m", "server.cli", "serve", *serve_arguments(args)]
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=_ENVIRONMENT | os.environ)
     try:
         if not _wait_until_ready(server, url):
-            print("\n".join(log_path.read_text(errors="replace").splitlines()[-20:]), file=sys.stderr)
-            return _fail(f"the server did not start; its log is {log_path}.")
+            if args.show_log:
+                return _fail("the server did not start; its log is above.")
+            print("\n".join(Path(log.name).read_text(errors="replace").splitlines()[-20:]), file=sys.stderr)
+            return _fail(f"the server did not start; its log is {log.name}.")
         _show(url)
         if args.exit:
             return 0
-        print(f"\nServing at {url} until Ctrl-C. Log: {log_path}", flush=True)
+        print(f"\nServing at {url} until Ctrl-C." + ("" if args.show_log else f" Log: {log.name}"), flush=True)
         return server.wait()
     except KeyboardInterrupt:
         return 0
@@ -69,13 +91,30 @@ def run(args: argparse.Namespace) -> int:
         _stop(server)
 
 
-def _command(args: argparse.Namespace) -> list[str]:
+def _log(args: argparse.Namespace) -> IO[bytes]:
+    if args.show_log:
+        return os.fdopen(os.dup(sys.stderr.fileno()), "wb")
+    return tempfile.NamedTemporaryFile(prefix="expertsteer-demo-", suffix=".log", delete=False)
+
+
+def _is_own(flag: str) -> bool:
+    """Whether a flag is one of the demo's, or an abbreviation of one, as `serve` takes them."""
+    return flag.startswith(_OWN_FLAGS) or (len(flag) > len("--") and any(own.startswith(flag) for own in _OWN_FLAGS))
+
+
+def serve_arguments(args: argparse.Namespace) -> list[str]:
+    """What the demo says to `expertsteer serve`.
+
+    Args:
+        args: of the demo.
+    """
     lab = files("artifacts") / "lab"
     return [
-        *(sys.executable, "-m", "server.cli", "serve", str(lab / "models" / "target")),
-        *("--served-model-name", _MODEL, "--steering-bundle", str(lab / f"{_PROFILE}.safetensors")),
+        *(str(lab / "models" / "target"), "--served-model-name", _MODEL),
+        *("--steering-bundle", str(lab / f"{_PROFILE}.safetensors")),
         *("--host", args.host, "--port", str(args.port), "--dtype", "float32", "--max-model-len", "256"),
         *([] if args.compile else ["--enforce-eager"]),
+        *args.serve_flags,
     ]
 
 
@@ -93,17 +132,20 @@ def _wait_until_ready(server: subprocess.Popen[bytes], url: str) -> bool:
 
 
 def _show(url: str) -> None:
-    default = _ask(url, _PROFILE)
-    strength = default["steering"]["strength"]
-    negated = _ask(url, {"name": _PROFILE, "strength": -strength})
     body = json.dumps(_body(_PROFILE))
     print(f"ExpertSteer demo at {url}  (interactive reference: {url}/docs)\n")
     print(f"curl {url}/v1/chat/completions -H 'content-type: application/json' \\\n  -d '{body}'\n")
     print(_QUESTION)
-    for label, answer in (("off", _ask(url, None)), ("on", default), ("negated", negated)):
-        receipt = answer.get("steering")
-        shown = f"   [{receipt['tokens_steered']} tokens at strength {receipt['strength']:g}]" if receipt else ""
-        print(f"  {label:8} {answer['choices'][0]['message']['content']}{shown}")
+    try:
+        default = _ask(url, _PROFILE)
+        negated = {"name": _PROFILE, "strength": -default["steering"]["strength"]}
+        for label, answer in (("off", _ask(url, None)), ("on", default), ("negated", _ask(url, negated))):
+            receipt = answer.get("steering")
+            shown = f"   [{receipt['tokens_steered']} tokens at strength {receipt['strength']:g}]" if receipt else ""
+            print(f"  {label:8} {answer['choices'][0]['message']['content']}{shown}")
+    except urllib.error.HTTPError as error:
+        # Keys of a file, or a registry whose profile is gone: the server runs as it was told to.
+        print(f"  not asked: the server answers {error.code}, {error.read().decode(errors='replace')}")
     sys.stdout.flush()
 
 
@@ -120,19 +162,27 @@ def _ask(url: str, profile: Any) -> dict[str, Any]:
     request = urllib.request.Request(
         f"{url}/v1/chat/completions",
         data=json.dumps(_body(profile)).encode(),
-        headers={"content-type": "application/json"},
+        headers={"content-type": "application/json"} | _credentials(),
     )
     with urllib.request.urlopen(request, timeout=60) as response:
         answer: dict[str, Any] = json.load(response)
     return answer
 
 
+def _credentials() -> dict[str, str]:
+    key = next((os.environ[name] for name in _KEY_VARIABLES if os.environ.get(name)), None)
+    return {} if key is None else {"authorization": f"Bearer {key}"}
+
+
 def _stop(server: subprocess.Popen[bytes]) -> None:
     if server.poll() is None:
+        # Told twice, this process still waits.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         server.send_signal(signal.SIGTERM)
         try:
-            server.wait(_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
+            # It bounds its own end, by --shutdown-timeout; whoever cannot wait for that presses Ctrl-C again.
+            server.wait()
+        except KeyboardInterrupt:
             server.kill()
 
 

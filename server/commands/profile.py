@@ -1,10 +1,12 @@
-"""`expertsteer profile list|show|rollback|delete`: the profiles of a running server."""
+"""`expertsteer profile list|show|rollback|delete|check`: the profiles of a running server, or of a declaration."""
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.commands.connection import (
+    UsageError,
     add_connection_arguments,
     connect,
     generation,
@@ -19,17 +21,20 @@ from server.commands.connection import (
 if TYPE_CHECKING:
     from server.admin_schema import ProfileDetail, VersionInfo
     from server.client import SteeringClient
+    from server.declaration import DeclaredProfile
 
-HELP = "List, show, roll back or delete the profiles of a running server."
+HELP = "List, show, roll back or delete the profiles of a running server; check a file that declares some."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the four actions and their options."""
+    """Declare the five actions and their options."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="print all profiles")
     show = actions.add_parser("show", help="print a profile and its history")
     rollback = actions.add_parser("rollback", help="restore an earlier version of a profile")
     delete = actions.add_parser("delete", help="delete a profile; requests that run go on")
+    check = actions.add_parser("check", help="check a file for --steering-declaration; needs no server")
+    check.add_argument("file", type=Path, metavar="FILE", help="the file")
     for action in (show, rollback, delete):
         action.add_argument("name", metavar="NAME", help="name of the profile")
     for action in (listing, show, rollback, delete):
@@ -50,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen action and return the exit status."""
+    if args.action == "check":
+        return guarded("profile check", lambda: _check(args.file))
     action = {"list": _list, "show": _show, "rollback": _roll_back, "delete": _delete}[args.action]
 
     def work() -> int:
@@ -58,6 +65,28 @@ def run(args: argparse.Namespace) -> int:
         return 0
 
     return guarded(f"profile {args.action}", work)
+
+
+def _check(file: Path) -> int:
+    from server.declaration import read
+
+    try:
+        declared = read(file)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    columns = ("profile", "bundle", "strength", "scope", "source")
+    print_table(columns, [_declared_row(*item) for item in declared.declaration.profiles.items()])
+    return 0
+
+
+def _declared_row(name: str, profile: "DeclaredProfile") -> tuple[str, ...]:
+    return (
+        name,
+        short(profile.bundle),
+        "recommended" if profile.strength is None else f"{profile.strength:g}",
+        "recommended" if profile.scope is None else profile.scope.value,
+        profile.source or "registry",
+    )
 
 
 def _list(client: "SteeringClient", args: argparse.Namespace) -> None:

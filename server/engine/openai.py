@@ -1,8 +1,8 @@
-"""vLLM's OpenAI layer, as far as this server builds on it. Everything else of it is served untouched.
+"""vLLM's layer of chat and text completions, as far as this server builds on it. The rest of it is served untouched.
 
 Seams: the request models (subclassed; `to_sampling_params` is where a request becomes engine parameters) and the route
 functions of `/v1/chat/completions` and `/v1/completions`, which are called with the subclass and whose responses are
-passed on with a receipt.
+passed on with a receipt. `server.engine.responses` and `server.engine.messages` are the same for the other two routes.
 """
 
 from typing import Any
@@ -22,6 +22,7 @@ __all__ = [
     "ChatCompletionResponse",
     "CompletionRequest",
     "CompletionResponse",
+    "SteerableRequest",
     "SteeredSampling",
     "create_chat_completion",
     "create_completion",
@@ -30,14 +31,23 @@ __all__ = [
 ]
 
 
-class SteeredSampling(BaseModel):
-    """Mixin in front of a vLLM request model: puts the resolved steering into the sampling parameters."""
+class SteerableRequest(BaseModel):
+    """Mixin for request models: holds the resolved steering."""
 
     _steering: Steering | None = PrivateAttr(default=None)
 
+    @property
+    def steering(self) -> Steering | None:
+        """The resolved steering; None for an unsteered request."""
+        return self._steering
+
     def steer_with(self, steering: Steering | None) -> None:
-        """Set what `to_sampling_params` will carry into the engine."""
+        """Set what the engine will get with this request."""
         self._steering = steering
+
+
+class SteeredSampling(SteerableRequest):
+    """Mixin in front of a vLLM request model: puts the resolved steering into the sampling parameters."""
 
     def to_sampling_params(self, *args: Any, **kwargs: Any) -> Any:
         """vLLM's `SamplingParams` for this request, with the steering among its extra arguments."""

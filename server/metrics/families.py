@@ -122,6 +122,7 @@ def _of_state(state: StateFigures) -> dict[Series, Mapping[Labels, float | Mappi
         series.MEMBERS: {(): state.num_members},
         series.SELF_TEST_PASSED: {(): state.has_passed_self_test},
         series.READY: {(): state.is_ready},
+        series.DECLARATION_APPLIED: {(): state.is_declaration_applied},
         series.BUILD: {(): build},
         series.PROFILES: {(): state.num_profiles},
         series.BUNDLES: {(): state.num_bundles},

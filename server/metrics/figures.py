@@ -37,6 +37,7 @@ class StateFigures:
         num_bundles: in the registry.
         has_passed_self_test: see `SteeringEngine.self_test`.
         is_ready: what /ready answers.
+        is_declaration_applied: whether the profiles are as the declaration says, if there is one.
         last_change_at_s: Unix time of the registry's last change; None before the first.
         bytes_per_row: of a row in the workers' pools.
         build: values of the labels of `series.BUILD`.
@@ -49,6 +50,7 @@ class StateFigures:
     num_bundles: int
     has_passed_self_test: bool
     is_ready: bool
+    is_declaration_applied: bool
     last_change_at_s: float | None
     bytes_per_row: int
     build: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Table of every series that this server adds to /metrics; README.md lists the same."""
+"""Table of every series that this server adds to /metrics; docs/operating.md shows it."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -118,6 +118,11 @@ SELF_TEST_PASSED = Series(
     "1 when the self-test of every layer on every replica passed, else 0.",
 )
 READY = Series("steering_ready", SeriesKind.GAUGE, "1 when the API process that was scraped is ready, else 0.")
+DECLARATION_APPLIED = Series(
+    "steering_declaration_applied",
+    SeriesKind.GAUGE,
+    "0 while a profile is not as the file of --steering-declaration says, or the file cannot be read; else 1.",
+)
 BUILD = Series(
     "steering_build_info",
     SeriesKind.INFO,

@@ -13,14 +13,19 @@ from server.engine.openai import (
     validate_json_request,
 )
 from server.routes.admin.route import REFUSALS
+from server.routes.answers.choices import ChoicesAnswer
 from server.routes.steered import respond
-from server.schema import Receipt, SteeringFields
+from server.schema import Receipt, SteeringFields, Unsteerable
 
 router = APIRouter()
 
 
 class SteeredChatCompletionRequest(SteeringFields, SteeredSampling, ChatCompletionRequest):
     """A chat completion request that may name steering profiles."""
+
+    def unsteerable(self) -> Unsteerable | None:
+        """A beam search asks the engine many times, not for one answer."""
+        return Unsteerable("use_beam_search", "use_beam_search") if self.use_beam_search else None
 
 
 class SteeredChatCompletionResponse(ChatCompletionResponse):
@@ -39,4 +44,4 @@ class SteeredChatCompletionResponse(ChatCompletionResponse):
 )
 async def create_steered_chat_completion(request: SteeredChatCompletionRequest, raw_request: Request) -> Any:
     """Answer a conversation; `steering_profile` steers this answer and no other."""
-    return await respond(request, raw_request, create_chat_completion)
+    return await respond(request, raw_request, create_chat_completion, ChoicesAnswer)

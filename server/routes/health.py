@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
+from server.convergence import THE_FILE
 from server.service import SteeringService
 
 router = APIRouter(prefix="/health", tags=["health"])
@@ -19,7 +20,10 @@ async def show_liveness(raw_request: Request) -> JSONResponse:
 
 @router.get("/ready", summary="Should this process get requests?")
 async def show_readiness(raw_request: Request) -> JSONResponse:
-    """200 when the self-test has passed and requests see the registry's newest state on every rank; otherwise 503."""
+    """200 when the self-test has passed and requests see the registry's newest state on every rank; otherwise 503.
+
+    With --steering-declaration also not before the profiles were once as the file says.
+    """
     service: SteeringService = raw_request.app.state.steering
     reconciler = service.reconciler
     if raw_request.app.state.engine_client.errored:
@@ -27,7 +31,14 @@ async def show_readiness(raw_request: Request) -> JSONResponse:
     reason = reconciler.problem or (
         f"state {reconciler.state}, generation {reconciler.generation_observed} of {reconciler.generation_desired}"
     )
-    return _answer(reconciler.is_ready, reason, generation=reconciler.generation_observed)
+    if reconciler.is_ready and service.convergence is not None and not service.is_declared:
+        # No names: anybody may ask this.
+        num_missing = len(service.convergence.problems.keys() - {THE_FILE})
+        reason = (
+            f"{num_missing} of {service.convergence.num_profiles} profiles are not yet as declared; "
+            "/v1/steering/status says why"
+        )
+    return _answer(service.is_ready, reason, generation=reconciler.generation_observed)
 
 
 def _answer(is_good: bool, reason: str, **facts: Any) -> JSONResponse:

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from server.bench.ratios import Interval
 
 _RESAMPLES = 2000
 
@@ -28,17 +30,6 @@ class Timed(Protocol):
 
     @property
     def tpot(self) -> Sequence[float]: ...
-
-
-class Interval(NamedTuple):
-    """An estimate and its 95 % percentile-bootstrap interval."""
-
-    estimate: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,24 @@ PROFILES: list[Any] = [
     {"name": "double", "strength": -1, "scope": "generation"},
     None,
 ]
+PATHS = ["/v1/completions", "/v1/responses", "/v1/messages"]
+
+
+def body_of(path: str, index: int) -> dict[str, Any]:
+    text = f"What is {index} plus 5?"
+    if path == "/v1/completions":
+        return {"prompt": text, "max_tokens": MAX_TOKENS, "ignore_eos": True, "n": 1 + index % 2}
+    if path == "/v1/responses":
+        return {"input": text, "max_output_tokens": MAX_TOKENS, "ignore_eos": True}
+    # This route knows no way to go on after the end of an answer.
+    return {"messages": [{"role": "user", "content": text}], "max_tokens": MAX_TOKENS}
 
 
 def leave_after_the_first_chunk(server: Any, index: int) -> int:
-    profile = PROFILES[index % len(PROFILES)]
-    prompt = f"What is {index} plus 5?"
-    body = {"model": "lab", "prompt": prompt, "max_tokens": MAX_TOKENS, "ignore_eos": True, "stream": True}
-    body |= {} if profile is None else {"steering_profile": profile, "n": 1 + index % 2}
-    with server.client.stream("POST", "/v1/completions", json=body) as response:
+    profile, path = PROFILES[index % len(PROFILES)], PATHS[index % len(PATHS)]
+    body = {"model": "lab", "stream": True, **body_of(path, index)}
+    body |= {} if profile is None else {"steering_profile": profile}
+    with server.client.stream("POST", path, json=body) as response:
         status: int = response.status_code
         for line in response.iter_lines():
             if line.startswith("data: "):

@@ -33,7 +33,7 @@ def test_status(eager: Any, bundles: dict[str, Bundle]) -> None:
     assert worker["slots_total"] > 40
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"])
 def test_openapi(eager: Any, path: str) -> None:
     document = eager.client.get("/openapi.json").json()
     schemas = document["components"]["schemas"]
@@ -55,6 +55,9 @@ def test_openapi_names_no_route_twice(eager: Any, plain: Any) -> None:
     admin = {
         "bundles",
         "bundles/{digest}",
+        "bundles/{digest}/manifest",
+        "bundles/{digest}/tensors",
+        "root",
         "profiles",
         "profiles/{name}",
         "profiles/{name}/rollback",

@@ -97,6 +97,24 @@ def test_spans_of_a_change(traced: Any, collector: Collector) -> None:
     assert attributes(collector.wait_for("steering.activate"))["steering.program"] == f"{digest}+3"
 
 
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+def test_log_of_responses_and_messages(traced: Any, streamed: bool) -> None:
+    bodies = {
+        "responses": {"input": "What is 7 plus 5?", "max_output_tokens": 3},
+        "messages": {"messages": [{"role": "user", "content": "What is 7 plus 5?"}], "max_tokens": 3},
+    }
+    for route, body in bodies.items():
+        headers = {"x-request-id": f"{route}-{streamed}"}
+        body = {"model": "lab@careful", "stream": streamed, **body}
+        answer = traced.server.client.post(f"/v1/{route}", json=body, headers=headers)
+        log = traced.server.log.read_text().splitlines()
+        (line,) = [line for line in log if f"request_id={route}-{streamed} " in line]
+        assert "profile=careful" in line and "outcome=ok" in line
+        fields = dict(pair.split("=", 1) for pair in line.split() if "=" in pair)
+        steered = int(fields["prompt_tokens"]) + int(fields["generation_tokens"])
+        assert f'"tokens_steered":{steered}' in answer.text
+
+
 def test_log_of_a_request(traced: Any) -> None:
     log = traced.server.log.read_text()
     line = next(line for line in log.splitlines() if "request_id=asked-by-a-test" in line)

@@ -80,6 +80,7 @@ def server(
     write_keys([*FILE_KEYS, CLINIC])
     flags = ("--steering-keys", str(keys_file), "--api-key", FLAG_KEY, "--enforce-eager", "--max-num-seqs", "8")
     registry = ("--steering-registry", str(tmp_path_factory.mktemp("registry")))
+    registry += ("--steering-bundle-root", str(tmp_path_factory.mktemp("root")))
     environment = {"EXPERTSTEER_ADMIN_KEY": ADMIN_KEY, "VLLM_SERVER_DEV_MODE": "1"}
     with start_server("access", *flags, *registry, **environment) as server:
         yield server
@@ -134,7 +135,8 @@ def test_key_of_other_clients(server: Any) -> None:
     body = {"model": "lab", "max_tokens": 2, "messages": [{"role": "user", "content": "What is 7 plus 5?"}]}
     answer = server.client.post("/v1/messages", json=body, headers={"x-api-key": FLAG_KEY})
     assert answer.status_code == 200, answer.text
-    assert server.client.post("/v1/messages", json=body, headers={"x-api-key": "wrong"}).status_code == 401
+    refused = server.client.post("/v1/messages", json=body, headers={"x-api-key": "wrong"})
+    assert (refused.status_code, refused.json()["error"]["type"]) == (401, "authentication_error")
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ ADMIN_ROOT = "/v1/steering/"
 ADMIN = [
     *(("POST", "/v1/steering/bundles"), ("GET", "/v1/steering/bundles")),
     *(("GET", "/v1/steering/bundles/{digest}"), ("DELETE", "/v1/steering/bundles/{digest}")),
+    *(("GET", "/v1/steering/bundles/{digest}/manifest"), ("GET", "/v1/steering/bundles/{digest}/tensors")),
+    ("GET", "/v1/steering/root"),
     *(("GET", "/v1/steering/profiles"), ("GET", "/v1/steering/profiles/{name}")),
     *(("PUT", "/v1/steering/profiles/{name}"), ("DELETE", "/v1/steering/profiles/{name}")),
     *(("POST", "/v1/steering/profiles/{name}/rollback"), ("GET", "/v1/steering/status"), ("GET", "/v1/steering/audit")),
@@ -123,9 +125,10 @@ def api(operated: Any, make_bundle: Callable[..., Path]) -> Iterator[Api]:
         admin.delete_bundle(bundle.digest)
 
 
-# The status takes nothing that could be wrong.
+# These take nothing that could be wrong.
 CASES = [(*operation, mode) for operation in ADMIN for mode in MODES]
-CASES.remove(("GET", "/v1/steering/status", GenerationMode.NEGATIVE))
+for _path in ("/v1/steering/status", "/v1/steering/root"):
+    CASES.remove(("GET", _path, GenerationMode.NEGATIVE))
 
 
 @pytest.mark.parametrize(("method", "path", "mode"), CASES)

@@ -13,7 +13,14 @@ pytestmark = pytest.mark.engine
 
 CHAT = {"model": "lab", "messages": [{"role": "user", "content": "What is 7 plus 5?"}], "max_tokens": 3}
 TEXT = {"model": "lab", "prompt": "What is 7 plus 5?", "max_tokens": 3}
-BODIES = {"/v1/chat/completions": CHAT, "/v1/completions": TEXT}
+MESSAGE = {"model": "lab", "messages": CHAT["messages"], "max_tokens": 3}
+RESPONSE = {"model": "lab", "input": "What is 7 plus 5?", "max_output_tokens": 3}
+BODIES = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": TEXT,
+    "/v1/messages": MESSAGE,
+    "/v1/responses": RESPONSE,
+}
 STEERED_PATHS = pytest.mark.parametrize("path", BODIES)
 
 NOT_FOUND = "steering_profile_not_found"
@@ -27,8 +34,10 @@ TOO_MANY = "steering_too_many_profiles"
 
 
 def assert_refused(response: Any, code: str, *parts: str, status: int = 400) -> None:
-    """The refusal has the OpenAI form, the code, and a message that holds every part."""
+    """The refusal has the form of the API, the code, and a message that holds every part."""
     assert response.status_code == status, response.text
+    assert response.json().get("type", "error") == "error"
+    assert ("type" in response.json()) == response.request.url.path.startswith("/v1/messages")
     error = response.json()["error"]
     assert error["code"] == code, error
     assert isinstance(error["type"], str)
@@ -154,7 +163,7 @@ def test_model_name_and_field_at_once(eager: Any, path: str) -> None:
         assert_refused(eager.post(path, body), CONFLICT, "lab@careful")
 
 
-@STEERED_PATHS
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 def test_beam_search(eager: Any, path: str) -> None:
     body = {**BODIES[path], "use_beam_search": True, "n": 2, "steering_profile": "careful"}
     assert_refused(eager.post(path, body), UNSUPPORTED, "use_beam_search")
@@ -212,7 +221,7 @@ def test_other_fields_pass(eager: Any, path: str) -> None:
 
 
 def other_routes(server: Any) -> list[str]:
-    """Every route of vLLM's but the two that steer which takes a body."""
+    """Every route of vLLM's but those that steer which takes a body."""
     paths = server.client.get("/openapi.json").json()["paths"]
     return [
         path
@@ -223,7 +232,7 @@ def other_routes(server: Any) -> list[str]:
 
 def test_routes_that_cannot_steer_say_so(eager: Any) -> None:
     routes = other_routes(eager)
-    assert {"/v1/responses", "/v1/messages", "/invocations", "/v1/chat/completions/batch"} <= set(routes)
+    assert {"/v1/messages/count_tokens", "/invocations", "/v1/chat/completions/batch"} <= set(routes)
     for path in routes:
         for fields in ({"steering_profile": "careful"}, *MISSPELT):
             body = {**CHAT, "input": "What is 7 plus 5?", "prompt": "x", "token_ids": [5], **fields}
@@ -241,15 +250,14 @@ def test_the_guard_cannot_be_walked_around(eager: Any) -> None:
                 response = eager.client.post(url, content=body, headers=headers, follow_redirects=True)
                 assert 400 <= response.status_code < 500, (url, content_type, response.text)
     for encoding in ("utf-8-sig", "utf-16", "utf-32"):
-        response = eager.post("/v1/responses", body.decode().encode(encoding))
+        response = eager.post("/invocations", body.decode().encode(encoding))
         assert 400 <= response.status_code < 500
 
 
 @pytest.mark.parametrize("model", ["lab@careful", "lab@nothing"])
 def test_routes_that_cannot_steer_refuse_the_profiles_models(eager: Any, model: str) -> None:
     bodies = {
-        "/v1/responses": {"input": "What is 7 plus 5?"},
-        "/v1/messages": {"messages": CHAT["messages"], "max_tokens": 3},
+        "/tokenize": {"prompt": "What is 7 plus 5?"},
         "/v1/chat/completions/batch": {"messages": [CHAT["messages"]]},
         "/invocations": CHAT,
     }
@@ -280,17 +288,34 @@ def test_routes_that_cannot_steer_refuse_the_profiles_models(eager: Any, model: 
     ids=lambda body: repr(body[:30]),
 )
 def test_bodies_that_are_no_request(eager: Any, path: str, body: bytes) -> None:
-    for url in (path, "/v1/responses"):
+    for url in (path, "/tokenize"):
         assert 400 <= eager.post(url, body).status_code < 500
 
 
 @STEERED_PATHS
 def test_errors_of_a_steered_request_are_vllms_own(eager: Any, path: str) -> None:
-    for fields in ({"max_tokens": 100_000}, {"temperature": -1}, {"n": 0}, {"model": "other"}, {"logprobs": -7}):
+    errors: list[dict[str, Any]] = [{"temperature": -1}, {"model": "other"}, {"vllm_xargs": {"x": {}}}]
+    errors += {
+        "/v1/responses": [{"top_p": 2}, {"previous_response_id": "none"}],
+        "/v1/messages": [{"max_tokens": 100_000}, {"max_tokens": 0}],
+    }.get(path, [{"max_tokens": 100_000}, {"n": 0}, {"logprobs": -7}])
+    for fields in errors:
         steered = eager.post(path, {**BODIES[path], **fields, "steering_profile": "careful"})
         unsteered = eager.post(path, {**BODIES[path], **fields})
         assert 400 <= steered.status_code == unsteered.status_code < 500
         assert steered.json() == unsteered.json()
+
+
+def receipt_of(response: Any, streamed: bool) -> Any:
+    """The one receipt of an answer; None if it has none."""
+    if not streamed:
+        return response.json().get("steering")
+    events = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
+    receipts = [
+        part["steering"] for event in events for part in (event, event.get("response", {})) if "steering" in part
+    ]
+    assert len(receipts) <= 1
+    return receipts[0] if receipts else None
 
 
 names = st.sampled_from(["careful", "early", "late", "every", "double"]) | st.text(max_size=20)
@@ -311,8 +336,7 @@ def test_garbage(eager: Any, profile: Any, path: str, streamed: bool) -> None:
     body = json.dumps({**BODIES[path], "stream": streamed, "steering_profile": profile}).encode()
     response = eager.post(path, body)
     if response.status_code == 200:
-        last = response.text.split("data: ")[-2] if streamed else response.text
-        receipt = json.loads(last).get("steering")
+        receipt = receipt_of(response, streamed)
         assert (receipt is None) == (profile is None)
         if isinstance(profile, list):
             assert len(receipt) == len(profile)
@@ -326,4 +350,4 @@ def test_garbage(eager: Any, profile: Any, path: str, streamed: bool) -> None:
 def test_no_key_that_begins_with_steer_is_ignored(eager: Any, key: str, value: Any, path: str) -> None:
     body = json.dumps({**BODIES[path], key: value}).encode()
     assert_refused(eager.post(path, body), UNKNOWN)
-    assert_refused(eager.post("/v1/responses", body), UNSUPPORTED)
+    assert_refused(eager.post("/invocations", body), UNSUPPORTED)

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from one_process import Engine, Node
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     GPT2Config,
@@ -22,7 +24,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from artifacts.bundle import Bundle
+from artifacts.bundle import Bundle, write_bundle
 from artifacts.lab import training
 from artifacts.manifest import Intervention, Manifest, ModelIdentity, Scope
 from server.auth.keys import KeyRing
@@ -214,5 +216,41 @@ def make_service() -> Callable[..., SteeringService]:
             audit=no_registry,
             keys=KeyRing(),
         )
+
+    return make
+
+
+@pytest.fixture
+def start_process(tmp_path: Path) -> Callable[..., Any]:
+    """Start a `Node` on this test's registry; an asynchronous context manager."""
+
+    @asynccontextmanager
+    async def run(
+        instance: str = "a",
+        engine: Engine | None = None,
+        spans: tuple[str, ...] = (),
+        root: Path | None = None,
+    ) -> AsyncIterator[Node]:
+        lock = tmp_path / f"{instance}.lock"
+        node = Node(tmp_path / "registry", lock, instance, engine or Engine(), spans, root)
+        try:
+            await node.reconciler.start()
+            yield node
+        finally:
+            await node.reconciler.stop()
+            node.registry.close()
+
+    return run
+
+
+@pytest.fixture
+def bundle_file(tmp_path: Path, tiny_bundle: Callable[..., Bundle]) -> Callable[..., Path]:
+    """Write a tiny bundle: `bundle_file(name, *layers, **changes of the manifest)`."""
+
+    def make(name: str, *layers: int, **changes: Any) -> Path:
+        bundle = tiny_bundle(name, layers or (1,))
+        path = tmp_path / f"{name}.safetensors"
+        write_bundle(path, bundle.manifest.model_copy(update=changes), bundle.rows)
+        return path
 
     return make

@@ -95,6 +95,7 @@ def test_only_these_are_open(routes: list[tuple[str, str]]) -> None:
     assert {path for method, path in routes if access_of(method, path) is Access.OPEN} == {
         *("/health", "/health/live", "/health/ready", "/ping", "/version", "/metrics"),
         *("/docs", "/docs/oauth2-redirect", "/openapi.json", "/static", "/static/{path:path}"),
+        *("/playground", "/playground/{path:path}"),
     }
 
 

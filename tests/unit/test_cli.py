@@ -11,7 +11,7 @@ import pytest
 from server.cli import GROUP, main
 
 COMMANDS = (
-    *("build", "bundle", "card", "demo", "eval", "key", "lab", "profile"),
+    *("bench", "build", "bundle", "card", "chat", "demo", "eval", "key", "lab", "profile"),
     *("push", "registry", "serve", "step", "vector"),
 )
 HEAVY = ("torch", "transformers", "vllm", "fastapi")

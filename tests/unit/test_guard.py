@@ -56,7 +56,16 @@ def assert_refused(response: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
-@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/invocations", "/v1/chat/completions/x"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/responses/render",
+        "/v1/messages/render",
+        "/v1/messages/count_tokens",
+        "/invocations",
+        "/v1/chat/completions/x",
+    ],
+)
 def test_refuses_steering(client: TestClient, method: str, path: str) -> None:
     response = client.request(method, path, json={"model": "m", "steering_profile": "careful"})
     assert_refused(response, "steering_profile")
@@ -75,13 +84,13 @@ def test_refuses_steering(client: TestClient, method: str, path: str) -> None:
     ],
 )
 def test_refuses_whatever_means_steering(client: TestClient, body: dict[str, Any], name: str) -> None:
-    assert_refused(client.post("/v1/responses", content=json.dumps(body)), name)
+    assert_refused(client.post("/v1/responses/render", content=json.dumps(body)), name)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-le"])
 def test_refuses_in_every_encoding_that_json_has(client: TestClient, encoding: str) -> None:
     body = '{"steering_profile": "a"}'.encode(encoding)
-    assert_refused(client.post("/v1/responses", content=body), "steering_profile")
+    assert_refused(client.post("/v1/responses/render", content=body), "steering_profile")
 
 
 def test_refuses_a_profile_in_the_model_name(client: TestClient) -> None:
@@ -91,13 +100,33 @@ def test_refuses_a_profile_in_the_model_name(client: TestClient) -> None:
     assert "by the model 'lab@careful'" in response.json()["error"]["message"]
 
 
+def test_counting_tokens_heeds_the_model_and_no_field(client: TestClient) -> None:
+    """A client has one model name for all of Anthropic's routes; the route itself looks for the profile."""
+    path = "/v1/messages/count_tokens"
+    assert client.post(path, json={"model": "lab@careful"}).json() == {"model": "lab@careful"}
+    assert_refused(client.post(path, json={"model": "lab@careful", "steering_profile": "a"}), "steering_profile")
+    assert client.post("/v1/messages/render", json={"model": "lab@careful"}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/v1/messages/render", "invalid_request_error"), ("/v1/responses/render", "BadRequestError")]
+)
+def test_refusals_have_the_form_of_the_api(client: TestClient, path: str, kind: str) -> None:
+    body = client.post(path, json={"steering_profile": "a"}).json()
+    assert body["error"]["type"] == kind
+    assert body.get("type") == ("error" if kind == "invalid_request_error" else None)
+    client.app.state.steering.reconciler.state = "draining"  # type: ignore[attr-defined]
+    body = client.post(path, json={}).json()
+    assert body["error"]["type"] == ("overloaded_error" if "type" in body else "ServiceUnavailableError")
+
+
 @pytest.mark.parametrize("model", ["lab", "other@careful", "labs@careful", 7, None, ["lab@careful"]])
 def test_other_models_pass(client: TestClient, model: Any) -> None:
     assert client.post("/invocations", json={"model": model}).json() == {"model": model}
 
 
 def test_long_names_are_not_echoed(client: TestClient) -> None:
-    response = client.post("/v1/responses", json={"steer" * 10**5: 1})
+    response = client.post("/v1/responses/render", json={"steer" * 10**5: 1})
     assert response.status_code == 400
     assert len(response.content) < 1000
 
@@ -110,7 +139,7 @@ def test_steered_routes_check_for_themselves(client: TestClient, path: str) -> N
 def test_steered_routes_behind_a_prefix(make_app: Callable[[str], Starlette]) -> None:
     client = TestClient(make_app("/v1/completions"), root_path="/gateway")
     assert client.post("/gateway/v1/completions", json={"steering_profile": "a"}).status_code == 200
-    assert_refused(client.post("/gateway/v1/responses", json={"steering_profile": "a"}), "steering_profile")
+    assert_refused(client.post("/gateway/v1/responses/render", json={"steering_profile": "a"}), "steering_profile")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +158,7 @@ def test_steered_routes_behind_a_prefix(make_app: Callable[[str], Starlette]) ->
     ids=lambda body: repr(body[:24]),
 )
 def test_other_bodies_pass_unchanged(client: TestClient, body: bytes) -> None:
-    response = client.post("/v1/responses", content=body)
+    response = client.post("/v1/responses/render", content=body)
     assert (response.status_code, response.content) == (200, body)
 
 
@@ -150,7 +179,7 @@ def test_form_fields_are_refused(client: TestClient) -> None:
     assert "by the form field 'steering_profile'" in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/responses"])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/responses", "/v1/responses/render"])
 @pytest.mark.parametrize("query", ["steering_profile=careful", "a=1&steer=x", "Steering_Profile", "steering_profile="])
 def test_query_parameters_are_refused_everywhere(client: TestClient, path: str, query: str) -> None:
     response = client.post(f"{path}?{query}", json={"model": "lab"})

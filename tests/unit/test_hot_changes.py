@@ -2,166 +2,23 @@
 
 import asyncio
 import json
-import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from one_process import Engine, eventually, refused
 
-from artifacts.bundle import Bundle, load_bundle, write_bundle
-from artifacts.verify import ServedModel
-from server.auth.audit import REQUEST_ID, AuditLog
-from server.auth.keys import ANONYMOUS
+from artifacts.bundle import load_bundle
+from server.auth.audit import REQUEST_ID
 from server.engine.client import EngineErrorCode, SteeringEngineError
 from server.errors import ErrorCode, SteeringRequestError
-from server.metrics.metrics import SteeringMetrics
-from server.operations import Operations
 from server.outcomes import ProfileSpec
-from server.pins import Pins
-from server.programs import Programs
-from server.reconciler import Reconciler
 from server.registry.registry import Registry
-from server.schema import ProfileRef
-from server.sources.remote import RemoteSources
-from server.sources.signature import SignaturePolicy
-
-SERVED = ServedModel(id="tiny", architecture="LlamaForCausalLM", hidden_size=4, num_layers=6, fingerprint=None)
 
 
-class Engine:
-    """Holds what it is told to, and fails when it is told to."""
-
-    def __init__(self) -> None:
-        self.resident: set[str] = set()
-        self.busy: Counter[str] = Counter()
-        self.load_error: SteeringEngineError | None = None
-        self.unload_error: SteeringEngineError | None = None
-        self.calls: Counter[str] = Counter()
-
-    async def load(self, key: str, _program: Any) -> list[dict[str, Any]]:
-        self.calls["load"] += 1
-        if self.load_error is not None:
-            raise self.load_error
-        self.resident.add(key)
-        return [{"replica": 0, "rank": 0, "checksum": key}]
-
-    async def unload(self, key: str) -> bool:
-        self.calls["unload"] += 1
-        if self.unload_error is not None:
-            raise self.unload_error
-        if self.busy[key]:
-            return False
-        self.resident.discard(key)
-        return True
-
-    async def users(self) -> Counter[str]:
-        return self.busy
-
-    async def holds(self) -> set[str]:
-        return set(self.resident)
-
-    async def ended(self, _ids: Any) -> dict[str, Any]:
-        self.calls["ended"] += 1
-        return {}
-
-
-class Node:
-    """One API process."""
-
-    def __init__(self, directory: Path, lock: Path, instance: str, engine: Engine, spans: tuple[str, ...]) -> None:
-        self.engine: Any = engine
-        self.registry = Registry.open(directory)
-        self.pins, metrics = Pins(), SteeringMetrics()
-        programs = Programs(self.registry.store, SERVED, "enforce", dict)
-        self.reconciler = Reconciler(
-            self.registry,
-            self.engine,
-            programs,
-            self.pins,
-            instance=instance,
-            lock=lock,
-            member=self.registry.members.join(instance, os.getpid()),
-            keep_versions=1,
-            spans=spans,
-            metrics=metrics,
-        )
-        self.reconciler.has_passed_self_test = True
-        self.operations = Operations(
-            self.registry,
-            self.engine,
-            self.reconciler,
-            programs,
-            metrics,
-            AuditLog(directory / "audit.jsonl"),
-            spans=spans,
-            signatures=SignaturePolicy("off"),
-            root=None,
-            remote=RemoteSources([]),
-            max_bundle_bytes=1 << 20,
-        )
-
-    async def add(self, path: Path) -> str:
-        """Upload a bundle; its digest."""
-
-        async def chunks() -> AsyncIterator[bytes]:
-            yield path.read_bytes()
-
-        outcome = await self.operations.upload(chunks(), actor="ops", source="test")
-        return outcome.record.digest
-
-    async def put(self, name: str, digest: str, **fields: Any) -> int:
-        outcome = await self.operations.put_profile(name, ProfileSpec(digest, **fields), actor="ops")
-        return outcome.version.generation
-
-    def resolve(self, name: str) -> list[str]:
-        return self.reconciler.table.resolve([ProfileRef(name=name)], ANONYMOUS).keys
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Callable[..., Any]:
-    @asynccontextmanager
-    async def run(
-        instance: str = "a", engine: Engine | None = None, spans: tuple[str, ...] = ()
-    ) -> AsyncIterator[Node]:
-        node = Node(tmp_path / "registry", tmp_path / f"{instance}.lock", instance, engine or Engine(), spans)
-        try:
-            await node.reconciler.start()
-            yield node
-        finally:
-            await node.reconciler.stop()
-            node.registry.close()
-
-    return run
-
-
-@pytest.fixture
-def bundle_file(tmp_path: Path, tiny_bundle: Callable[..., Bundle]) -> Callable[..., Path]:
-    def make(name: str, *layers: int, **changes: Any) -> Path:
-        bundle = tiny_bundle(name, layers or (1,))
-        path = tmp_path / f"{name}.safetensors"
-        write_bundle(path, bundle.manifest.model_copy(update=changes), bundle.rows)
-        return path
-
-    return make
-
-
-async def refused(call: Any) -> SteeringRequestError:
-    with pytest.raises(SteeringRequestError) as caught:
-        await call
-    return caught.value
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.02)
-
-
-async def test_add_switch_rollback_delete(start: Any, bundle_file: Any) -> None:
-    async with start() as node:
+async def test_add_switch_rollback_delete(start_process: Any, bundle_file: Any) -> None:
+    async with start_process() as node:
         first, second = await node.add(bundle_file("one")), await node.add(bundle_file("two", 2))
         await node.put("p", first)
         generation = await node.put("p", second)
@@ -181,8 +38,8 @@ async def test_add_switch_rollback_delete(start: Any, bundle_file: Any) -> None:
         assert node.reconciler.is_ready
 
 
-async def test_versions_beyond_those_that_stay_loaded_are_not_offered(start: Any, bundle_file: Any) -> None:
-    async with start() as node:
+async def test_versions_beyond_those_that_stay_loaded_are_not_offered(start_process: Any, bundle_file: Any) -> None:
+    async with start_process() as node:
         digests = [await node.add(bundle_file(f"b{index}", index)) for index in range(3)]
         for digest in digests:
             await node.put("p", digest)
@@ -194,9 +51,9 @@ async def test_versions_beyond_those_that_stay_loaded_are_not_offered(start: Any
         assert node.resolve("p") == [digests[0]], "and comes back when it is needed"
 
 
-async def test_a_bundle_that_is_added_anew_is_loaded(start: Any, bundle_file: Any) -> None:
+async def test_a_bundle_that_is_added_anew_is_loaded(start_process: Any, bundle_file: Any) -> None:
     """Also where a profile that is gone had named it before."""
-    async with start() as node:
+    async with start_process() as node:
         path = bundle_file("one")
         digest = await node.add(path)
         await node.put("p", digest)
@@ -207,8 +64,8 @@ async def test_a_bundle_that_is_added_anew_is_loaded(start: Any, bundle_file: An
         await node.operations.delete_bundle(digest, actor="ops", drain=False, timeout_s=1)
 
 
-async def test_a_running_request_keeps_its_bundle(start: Any, bundle_file: Any) -> None:
-    async with start() as node:
+async def test_a_running_request_keeps_its_bundle(start_process: Any, bundle_file: Any) -> None:
+    async with start_process() as node:
         digest = await node.add(bundle_file("one"))
         await node.put("p", digest)
         pin = node.pins.hold([digest])
@@ -225,8 +82,8 @@ async def test_a_running_request_keeps_its_bundle(start: Any, bundle_file: Any) 
         assert node.engine.resident == set()
 
 
-async def test_what_only_the_engine_knows_to_be_in_use(start: Any, bundle_file: Any) -> None:
-    async with start() as node:
+async def test_what_only_the_engine_knows_to_be_in_use(start_process: Any, bundle_file: Any) -> None:
+    async with start_process() as node:
         digest = await node.add(bundle_file("one"))
         await node.put("p", digest)
         node.engine.busy[digest] = 1
@@ -238,8 +95,8 @@ async def test_what_only_the_engine_knows_to_be_in_use(start: Any, bundle_file: 
         await eventually(lambda: digest not in node.engine.resident)
 
 
-async def test_an_engine_that_fails_to_unload(start: Any, bundle_file: Any) -> None:
-    async with start() as node:
+async def test_an_engine_that_fails_to_unload(start_process: Any, bundle_file: Any) -> None:
+    async with start_process() as node:
         first, second = await node.add(bundle_file("one")), await node.add(bundle_file("two", 2))
         await node.put("p", first)
         await node.put("p", second)
@@ -253,8 +110,8 @@ async def test_an_engine_that_fails_to_unload(start: Any, bundle_file: Any) -> N
         assert node.resolve("p") == [third]
 
 
-async def test_a_full_pool_changes_nothing(start: Any, bundle_file: Any) -> None:
-    async with start() as node:
+async def test_a_full_pool_changes_nothing(start_process: Any, bundle_file: Any) -> None:
+    async with start_process() as node:
         first = await node.add(bundle_file("one"))
         await node.put("p", first)
         generation = node.registry.generation()
@@ -269,8 +126,8 @@ async def test_a_full_pool_changes_nothing(start: Any, bundle_file: Any) -> None
         assert list((node.registry.directory / "incoming").iterdir()) == []
 
 
-async def test_adding_again_repairs_a_damaged_file(start: Any, bundle_file: Any) -> None:
-    async with start() as node:
+async def test_adding_again_repairs_a_damaged_file(start_process: Any, bundle_file: Any) -> None:
+    async with start_process() as node:
         path = bundle_file("one", 1, 2)
         digest = await node.add(path)
         stored = node.registry.store.path(digest)
@@ -286,22 +143,22 @@ async def test_adding_again_repairs_a_damaged_file(start: Any, bundle_file: Any)
         assert node.resolve("p") == [f"{digest}+2"]
 
 
-async def test_spans_that_the_engine_does_not_know(start: Any, bundle_file: Any) -> None:
+async def test_spans_that_the_engine_does_not_know(start_process: Any, bundle_file: Any) -> None:
     engine = Engine()
-    async with start(engine=engine, spans=("reasoning",)) as node:
+    async with start_process(engine=engine, spans=("reasoning",)) as node:
         digest = await node.add(bundle_file("one"))
         await node.put("p", digest, exclude=("reasoning",))
         await node.put("p", digest, exclude=())
-    async with start(engine=engine) as node:
+    async with start_process(engine=engine) as node:
         error = await refused(node.operations.rollback("p", actor="ops"))
         assert error.code == ErrorCode.UNSUPPORTED
         assert node.registry.snapshot().current("p").settings.exclude == ()
         assert node.reconciler.is_ready
 
 
-async def test_two_processes_of_one_server(start: Any, bundle_file: Any) -> None:
+async def test_two_processes_of_one_server(start_process: Any, bundle_file: Any) -> None:
     engine = Engine()
-    async with start(engine=engine) as one, start(engine=engine) as two:
+    async with start_process(engine=engine) as one, start_process(engine=engine) as two:
         digest = await one.add(bundle_file("one"))
         await one.put("p", digest)
         assert two.resolve("p") == [digest], "acknowledged means: every process shows it"
@@ -317,9 +174,9 @@ async def test_two_processes_of_one_server(start: Any, bundle_file: Any) -> None
         assert engine.resident == set()
 
 
-async def test_idle_processes_leave_each_other_alone(start: Any, bundle_file: Any) -> None:
+async def test_idle_processes_leave_each_other_alone(start_process: Any, bundle_file: Any) -> None:
     engine = Engine()
-    async with start(engine=engine) as one, start(engine=engine) as two:
+    async with start_process(engine=engine) as one, start_process(engine=engine) as two:
         await one.put("p", await one.add(bundle_file("one")))
         beats = Counter[str]()
         for name, node in (("one", one), ("two", two)):
@@ -335,8 +192,8 @@ async def test_idle_processes_leave_each_other_alone(start: Any, bundle_file: An
         assert engine.calls["load"] == 1
 
 
-async def test_two_servers_on_one_registry(start: Any, bundle_file: Any) -> None:
-    async with start("a") as one, start("b") as two:
+async def test_two_servers_on_one_registry(start_process: Any, bundle_file: Any) -> None:
+    async with start_process("a") as one, start_process("b") as two:
         digest = await one.add(bundle_file("one"))
         await one.put("p", digest)
         assert (one.resolve("p"), two.resolve("p")) == ([digest], [digest])
@@ -352,8 +209,8 @@ async def test_two_servers_on_one_registry(start: Any, bundle_file: Any) -> None
         assert second in two.engine.resident
 
 
-async def test_a_delete_that_died(start: Any, bundle_file: Any, tmp_path: Path) -> None:
-    async with start() as node:
+async def test_a_delete_that_died(start_process: Any, bundle_file: Any, tmp_path: Path) -> None:
+    async with start_process() as node:
         digest = await node.add(bundle_file("one"))
         node.registry.set_draining(digest, True, actor="ops")
         node.registry.end_drains()
@@ -364,8 +221,8 @@ async def test_a_delete_that_died(start: Any, bundle_file: Any, tmp_path: Path) 
     registry.close()
 
 
-async def test_the_audit_log_holds_no_credentials(start: Any) -> None:
-    async with start() as node:
+async def test_the_audit_log_holds_no_credentials(start_process: Any) -> None:
+    async with start_process() as node:
         uri = "s3://KEY:SECRET@bucket/a.safetensors?token=SECRET"
         REQUEST_ID.set("req-1")
         await refused(node.operations.add_from_remote(uri, f"sha256:{'0' * 64}", actor="ops"))

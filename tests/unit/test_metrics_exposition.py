@@ -54,6 +54,7 @@ STATE = StateFigures(
     num_bundles=6,
     has_passed_self_test=True,
     is_ready=False,
+    is_declaration_applied=True,
     last_change_at_s=1.75e9,
     bytes_per_row=1024,
     build=BUILD,
@@ -300,6 +301,8 @@ def test_openmetrics_on_request_with_vllm_beside(busy: SteeringMetrics) -> None:
     assert text.endswith(b"# EOF\n") and text.count(b"# EOF") == 1
     names = [family.name for family in parse_openmetrics(text.decode())]
     assert names[0] == "vllm:requests"
+    # The client library alone would write `vllm_requests_total`, though not in the line above it.
+    assert "\nvllm:requests_total 1.0\n" in text.decode()
     assert "steering_build" in names and "steering_tokens" in names
     plain, content_type = render(families, "text/html, */*", registry)
     assert content_type.startswith("text/plain")
@@ -312,10 +315,10 @@ def test_names_of_profiles_are_escaped(busy: SteeringMetrics) -> None:
     assert value(found, "steering_active_requests", profile='we"ird\\ \n') == 0
 
 
-def test_readme_names_every_series_and_no_other() -> None:
-    readme = (ROOT / "server" / "README.md").read_text()
-    section = re.search(r"^(#+) Metrics\n(.*?)(?=^\1 |\Z)", readme, re.MULTILINE | re.DOTALL)
-    assert section is not None, "server/README.md has no section Metrics"
+def test_operating_guide_names_every_series_and_no_other() -> None:
+    guide = (ROOT / "docs" / "operating.md").read_text()
+    section = re.search(r"^(#+) Metrics\n(.*?)(?=^\1 |\Z)", guide, re.MULTILINE | re.DOTALL)
+    assert section is not None, "docs/operating.md has no section Metrics"
     assert set(re.findall(r"steering_\w+", section[2])) == {series.name for series in SERIES}
 
 
@@ -326,7 +329,7 @@ def test_documents_name_no_series_that_does_not_exist() -> None:
     }
     named = {
         name
-        for document in (*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *(ROOT / "deploy").rglob("*"))
+        for document in (*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *(ROOT / "deploy").rglob("*"))
         if document.is_file() and document.suffix in {".md", ".json", ".yaml", ".yml"}
         for name in re.findall(r"\bsteering_\w+_(?:total|seconds|bytes|info|bucket|count|sum)\b", document.read_text())
     }

@@ -10,10 +10,12 @@ import pytest
 from artifacts.bundle import Bundle, write_bundle
 from artifacts.errors import BundleError, BundleErrorCode
 from artifacts.verify import ServedModel
+from server.declaration import Declaration
+from server.operations import DECLARATION
 from server.programs import Programs
 from server.registry.errors import RegistryError, RegistryErrorCode
 from server.registry.registry import Registry
-from server.seeding import require_servable, seed
+from server.seeding import require_servable, retire, seed
 from server.settings import SteeringSettings
 from server.sources.errors import SourceError
 from server.sources.signature import SignaturePolicy
@@ -190,3 +192,36 @@ class TestWhatTheRegistryNames:
         registry.delete_profile("careful", actor="test")
         registry.store.path(digest).unlink()
         require_servable(registry, Programs(registry.store, SERVED, "enforce", dict))
+
+
+class TestRetire:
+    """What an earlier declaration left on the registry of a server that has another model now."""
+
+    @pytest.fixture
+    def digest(self, registry: Registry, bundle_file: Callable[..., Path]) -> str:
+        (digest,) = start(registry, "--steering-bundle", str(bundle_file("careful"))).values()
+        settings = registry.snapshot().profiles["careful"][0].settings
+        assert settings is not None
+        registry.put_profile("declared", settings, actor=DECLARATION)
+        return digest
+
+    @staticmethod
+    def retired(registry: Registry, served: ServedModel, **profiles: str) -> set[str]:
+        declared = {name: {"digest": digest} for name, digest in profiles.items()}
+        declaration = Declaration.model_validate({"schema": 1, "profiles": declared})
+        before = registry.snapshot().profiles.keys()
+        retire(registry, declaration, Programs(registry.store, served, "enforce", dict))
+        return before - registry.snapshot().profiles.keys()
+
+    def test_what_fits_no_more_and_is_declared_no_more_goes(self, registry: Registry, digest: str) -> None:
+        other = replace(SERVED, num_layers=7)
+        assert self.retired(registry, other, declared=digest) == set(), "it is still declared: the start says so"
+        assert self.retired(registry, other, declared=f"sha256:{'0' * 64}") == {"declared"}
+        assert "careful" in registry.snapshot().profiles, "others' profiles never go"
+
+    def test_what_fits_stays(self, registry: Registry, digest: str) -> None:
+        assert self.retired(registry, SERVED) == set(), "the server itself prunes it, if it may"
+
+    def test_what_is_damaged_goes(self, registry: Registry, digest: str) -> None:
+        registry.store.path(digest).write_bytes(b"damaged")
+        assert self.retired(registry, SERVED) == {"declared"}

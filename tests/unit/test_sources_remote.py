@@ -35,6 +35,8 @@ HUB_URI = f"hf://team/medical@{COMMIT}/v1/a b.safetensors"
 S3_PATH, S3_URI = "/bundles-eu/v1/a%20b.safetensors", "s3://bundles-eu/v1/a b.safetensors"
 TOKEN, SECRET = "hf_tokenthatmustnotleak", "awssecretthatmustnotleak"
 MAX_BYTES = 1 << 20
+# Long enough for a machine that is busy with something else.
+IDLE_TIMEOUT_S = 2.0
 
 Answer = Callable[["Handler"], None]
 
@@ -167,7 +169,7 @@ def environment(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def _fetch(uri: str, target: Path, digest: str = DIGEST, total_timeout_s: float = 20.0) -> Received:
-    sources = RemoteSources({"hf", "s3"}, idle_timeout_s=0.5, total_timeout_s=total_timeout_s)
+    sources = RemoteSources({"hf", "s3"}, idle_timeout_s=IDLE_TIMEOUT_S, total_timeout_s=total_timeout_s)
     return await sources.fetch(uri, digest, target, MAX_BYTES)
 
 

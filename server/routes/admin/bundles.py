@@ -1,7 +1,9 @@
 """`/v1/steering/bundles`: add, list, look at and remove bundles."""
 
+import asyncio
 import base64
 import binascii
+import functools
 from http import HTTPStatus
 from typing import Annotated, Any, TypeVar
 
@@ -9,6 +11,7 @@ from fastapi import Header, Path, Query, Request, Response
 from pydantic import BaseModel, ValidationError
 
 from artifacts.errors import quoted
+from artifacts.manifest import Manifest
 from server.admin_schema import (
     DIGEST,
     DIGEST_PREFIX,
@@ -19,12 +22,14 @@ from server.admin_schema import (
     BundleFromRoot,
     BundleList,
     BundleResidency,
+    BundleTensors,
     CheckInfo,
 )
 from server.errors import ErrorCode, SteeringRequestError
 from server.operations import bundle_named
 from server.outcomes import BundleOutcome
 from server.registry.records import Snapshot
+from server.registry.store import BundleStore
 from server.routes.admin.page import Cursor, Limit, page_of
 from server.routes.admin.route import (
     JSON_TYPE,
@@ -36,11 +41,12 @@ from server.routes.admin.route import (
     service_of,
     snapshot_of,
 )
-from server.routes.admin.views import bundle_info
+from server.routes.admin.views import bundle_info, bundle_tensors
 
 UPLOAD_TYPE = "application/octet-stream"
 DIGEST_HEADER, SIGNATURE_HEADER = "x-steering-digest", "x-steering-signature"
 _MAX_SIGNATURE_BYTES = 64 * 1024
+_MAX_READ = 64
 _BODY = {
     "requestBody": {
         "required": True,
@@ -146,6 +152,19 @@ async def show_bundle(raw_request: Request, digest: Digest) -> BundleDetail:
     return BundleDetail(**dict(bundle_info(record, snapshot)), residency=residency)
 
 
+@router.get("/bundles/{digest}/manifest", summary="Show the manifest of a bundle")
+async def show_manifest(raw_request: Request, digest: Digest) -> Manifest:
+    """Show all that a bundle says of itself: interventions, layer pairs, scores and evaluation."""
+    return bundle_named(await snapshot_of(raw_request), digest).manifest
+
+
+@router.get("/bundles/{digest}/tensors", summary="Show the tensors of a bundle")
+async def show_tensors(raw_request: Request, digest: Digest) -> BundleTensors:
+    """Show the norms of the rows that the interventions use, and which tensors the file holds as evidence."""
+    record = bundle_named(await snapshot_of(raw_request), digest)
+    return await asyncio.to_thread(_tensors, service_of(raw_request).registry.store, record.digest)
+
+
 @router.delete(
     "/bundles/{digest}",
     summary="Remove a bundle",
@@ -163,6 +182,12 @@ async def delete_bundle(
         digest, actor=identity_of(raw_request).name, drain=drain, timeout_s=timeout_s
     )
     return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+# The whole file is read and hashed for it, and what a digest names never changes.
+@functools.lru_cache(_MAX_READ)
+def _tensors(store: BundleStore, digest: str) -> BundleTensors:
+    return bundle_tensors(store.load(digest))
 
 
 def _answer(outcome: BundleOutcome, snapshot: Snapshot) -> BundleAnswer:

@@ -2,7 +2,7 @@
 
 from fastapi import Request
 
-from server.admin_schema import Status
+from server.admin_schema import DeclarationStatus, Status
 from server.routes.admin.route import admin_router, service_of
 
 router = admin_router()
@@ -11,4 +11,14 @@ router = admin_router()
 @router.get("/status", summary="Show the state of every process and worker")
 async def show_status(raw_request: Request) -> Status:
     """Report the generation that is desired and that each process admits requests with, and what each worker holds."""
-    return Status.model_validate(await service_of(raw_request).operations.status())
+    service = service_of(raw_request)
+    status, convergence = Status.model_validate(await service.operations.status()), service.convergence
+    if convergence is None:
+        return status
+    declaration = DeclarationStatus(
+        file=str(convergence.path),
+        digest=convergence.digest,
+        is_applied=convergence.is_applied,
+        problems=dict(convergence.problems),
+    )
+    return status.model_copy(update={"is_ready": service.is_ready, "declaration": declaration})

@@ -1,10 +1,25 @@
 """Records of the registry as the admin API shows them."""
 
+from typing import Literal
+
+from artifacts.bundle import Bundle
 from artifacts.manifest import Manifest
-from server.admin_schema import BundleInfo, BundleUse, ProfileInfo, SettingsInfo, VersionInfo
+from artifacts.rows import row_norms
+from server.admin_schema import (
+    BundleInfo,
+    BundleTensors,
+    BundleUse,
+    ProfileInfo,
+    RowInfo,
+    SettingsInfo,
+    TensorInfo,
+    VersionInfo,
+)
 from server.auth.keys import Identity, Role
 from server.profiles import Profile, may_use
 from server.registry.records import BundleRecord, ProfileSettings, ProfileVersion, Snapshot
+
+_ROLES: tuple[Literal["read", "write"], ...] = ("read", "write")
 
 
 def bundle_info(record: BundleRecord, snapshot: Snapshot) -> BundleInfo:
@@ -34,6 +49,21 @@ def bundle_info(record: BundleRecord, snapshot: Snapshot) -> BundleInfo:
         is_draining=record.is_draining,
         used_by=_uses(record.digest, snapshot),
     )
+
+
+def bundle_tensors(bundle: Bundle) -> BundleTensors:
+    """The tensors of a bundle, by their sizes."""
+    rows = [
+        RowInfo(name=name, layer=step.layer, kind=step.kind, role=role, norms=row_norms(bundle.rows[name]))
+        for step in bundle.manifest.interventions
+        for role in _ROLES
+        if (name := getattr(step, role)) is not None
+    ]
+    evidence = [
+        TensorInfo(name=entry.name, shape=list(entry.shape), dtype=entry.dtype, num_bytes=entry.num_bytes)
+        for entry in bundle.evidence
+    ]
+    return BundleTensors(digest=bundle.digest, rows=rows, evidence=evidence)
 
 
 def profile_info(

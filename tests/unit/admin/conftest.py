@@ -32,7 +32,7 @@ from server.profiles import recommended_settings
 from server.registry.errors import PreconditionFailed, RegistryError, RegistryErrorCode
 from server.registry.records import BundleRecord, ProfileSettings, ProfileVersion
 from server.registry.registry import Registry
-from server.routes.admin import audit, bundles, profiles, status
+from server.routes.admin import audit, bundles, profiles, root, status
 
 _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 INFERENCE, READ, WRITE = "inference-key-" + "i" * 24, "read-key-" + "r" * 24, "write-key-" + "w" * 24
@@ -52,6 +52,7 @@ class Operations:
     chunks: list[int] = field(default_factory=list)
     in_use: set[str] = field(default_factory=set)
     observed: bool = True
+    num_root_files: int = 2
 
     async def upload(self, chunks: AsyncIterator[bytes], **fields: Any) -> BundleOutcome:
         self.calls.append(("upload", fields))
@@ -72,6 +73,9 @@ class Operations:
     async def add_from_root(self, name: str, **fields: Any) -> BundleOutcome:
         self.calls.append(("add_from_root", {"name": name, **fields}))
         raise SteeringRequestError(ErrorCode.SOURCE_REFUSED, "There is no bundle root.", HTTPStatus.FORBIDDEN, "path")
+
+    async def root_files(self) -> tuple[str, ...]:
+        return tuple(f"team/{number}.safetensors" for number in range(self.num_root_files))
 
     async def add_from_remote(self, uri: str, digest: str, **fields: Any) -> BundleOutcome:
         self.calls.append(("add_from_remote", {"uri": uri, "digest": digest, **fields}))
@@ -249,7 +253,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FastAPI, 
     keys_file.write_text(KEYS)
     keys_file.chmod(0o600)
     app = FastAPI()
-    for module in (bundles, profiles, status, audit):
+    for module in (bundles, root, profiles, status, audit):
         app.include_router(module.router)
 
     @app.get("/health/ready")
@@ -268,7 +272,12 @@ def admin(served: tuple[FastAPI, int], tmp_path: Path) -> Iterator[Admin]:
     registry, log = Registry.open(tmp_path / "registry"), AuditLog(tmp_path / "audit.jsonl")
     operations = Operations(registry, log)
     app.state.steering = SimpleNamespace(
-        operations=operations, registry=registry, engine=Engine(registry), audit=log, reconciler=None
+        operations=operations,
+        registry=registry,
+        engine=Engine(registry),
+        audit=log,
+        reconciler=None,
+        convergence=None,
     )
     url = f"http://127.0.0.1:{port}"
     with httpx.Client(base_url=url, trust_env=False) as http:

