@@ -28,6 +28,8 @@ from artifacts.bundle import Bundle, load_bundle, write_bundle
 from artifacts.manifest import Intervention, Manifest, ModelIdentity, Scope
 from server.client import SteeringClient
 
+# A shell that runs the suite in the background has it ignore Ctrl-C, and so would the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")

@@ -57,18 +57,17 @@ class Terminal:
         """Press keys."""
         os.write(self._main, text.encode())
 
-    def wait_for(self, *words: str) -> str:
-        """What was written since the last call, without escape sequences, up to and including one of some words."""
+    def wait_for(self, words: str) -> str:
+        """What was written since the last call, without escape sequences, up to and including some words."""
         deadline_s = time.monotonic() + TIMEOUT_S
         while True:
             text = _ESCAPES.sub("", self.written.decode(errors="replace"))
-            places = [(place, word) for word in words if (place := text.find(word, self._seen)) >= 0]
-            if places:
-                place, word = min(places)
-                found, self._seen = text[self._seen : place + len(word)], place + len(word)
+            place = text.find(words, self._seen)
+            if place >= 0:
+                found, self._seen = text[self._seen : place + len(words)], place + len(words)
                 return found
-            assert time.monotonic() < deadline_s, f"none of {words} in {text[self._seen :]!r}"
-            assert self._read(), f"ended without one of {words} after {text[self._seen :]!r}"
+            assert time.monotonic() < deadline_s, f"no {words!r} in {text[self._seen :]!r}"
+            assert self._read(), f"ended without {words!r} after {text[self._seen :]!r}"
 
     def end(self) -> int:
         """Wait for the end; its exit status."""
