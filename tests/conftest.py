@@ -107,6 +107,16 @@ class Server:
         assert lines[-1] == "[DONE]"
         return [json.loads(line) for line in lines[:-1]]
 
+    def events(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """Events of a streamed answer whose events have names."""
+        with self.client.stream("POST", path, json={**body, "stream": True}) as response:
+            assert response.status_code == 200, response.read()
+            lines = [line for line in response.iter_lines() if line]
+        names = [line.removeprefix("event: ") for line in lines[::2]]
+        events = [json.loads(line.removeprefix("data: ")) for line in lines[1::2]]
+        assert names == [event["type"] for event in events]
+        return events
+
     def map(self, function: Callable[[Any], Any], items: Sequence[Any], workers: int = 32) -> list[Any]:
         """Apply a function that makes requests to every item, all at the same time."""
         with ThreadPoolExecutor(workers) as pool:

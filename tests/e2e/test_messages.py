@@ -18,17 +18,6 @@ SCOPES = ["all", "prompt", "response", "generation"]
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 
 
-def events_of(server: Any, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """Events of a streamed message."""
-    with server.client.stream("POST", PATH, json={**body, "stream": True}) as response:
-        assert response.status_code == 200, response.read()
-        lines = [line for line in response.iter_lines() if line]
-    names = [line.removeprefix("event: ") for line in lines[::2]]
-    events = [json.loads(line.removeprefix("data: ")) for line in lines[1::2]]
-    assert names == [event["type"] for event in events]
-    return events
-
-
 def send(server: Any, streamed: bool = False, **fields: Any) -> dict[str, Any]:
     """A message, which must succeed; of a stream, the message that its events make up."""
     body = {**BODY, **fields}
@@ -37,7 +26,7 @@ def send(server: Any, streamed: bool = False, **fields: Any) -> dict[str, Any]:
         assert response.status_code == 200, response.text
         answer: dict[str, Any] = response.json()
         return answer
-    events = events_of(server, body)
+    events = server.events(PATH, body)
     start, (delta,) = events[0], [event for event in events if event["type"] == "message_delta"]
     assert [start["type"], events[-1]["type"]] == ["message_start", "message_stop"]
     assert all("steering" not in event for event in events if event is not delta)

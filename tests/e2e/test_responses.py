@@ -1,6 +1,5 @@
 """`/v1/responses`: steered as the same tokens of a completion are, streamed or not, with a receipt."""
 
-import json
 from typing import Any
 
 import openai
@@ -19,17 +18,6 @@ SCOPES = ["all", "prompt", "response", "generation"]
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 
 
-def events_of(server: Any, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """Events of a streamed response."""
-    with server.client.stream("POST", PATH, json={**body, "stream": True}) as response:
-        assert response.status_code == 200, response.read()
-        lines = [line for line in response.iter_lines() if line]
-    names = [line.removeprefix("event: ") for line in lines[::2]]
-    events = [json.loads(line.removeprefix("data: ")) for line in lines[1::2]]
-    assert names == [event["type"] for event in events]
-    return events
-
-
 def send(server: Any, streamed: bool = False, **fields: Any) -> dict[str, Any]:
     """A response, which must succeed."""
     body = {**BODY, **fields}
@@ -38,7 +26,7 @@ def send(server: Any, streamed: bool = False, **fields: Any) -> dict[str, Any]:
         assert response.status_code == 200, response.text
         answer: dict[str, Any] = response.json()
         return answer
-    *earlier, last = events_of(server, body)
+    *earlier, last = server.events(PATH, body)
     assert last["type"] == "response.completed"
     assert not any("steering" in event.get("response", {}) for event in earlier)
     answer = last["response"]
@@ -105,7 +93,7 @@ def test_every_way_to_name_a_profile(eager: Any, bundles: dict[str, Bundle], str
 
 def test_every_event_with_a_model_has_the_name_that_was_asked_for(eager: Any) -> None:
     responses = [
-        event["response"] for event in events_of(eager, {**BODY, "model": "lab@careful"}) if "response" in event
+        event["response"] for event in eager.events(PATH, {**BODY, "model": "lab@careful"}) if "response" in event
     ]
     assert [response["model"] for response in responses] == ["lab@careful"] * 3
 
