@@ -24,6 +24,7 @@ from server.auth.audit import AuditLog
 from server.auth.keys import KeyRing
 from server.auth.middleware import AccessMiddleware
 from server.auth.rate import RateLimit
+from server.bundle_operations import BundleOperations
 from server.convergence import Convergence, require_sources
 from server.engine import launch
 from server.engine import messages as messages_seam
@@ -37,12 +38,14 @@ from server.engine.steering import SPAN_NAMES
 from server.errors import ErrorCode, SteeringRequestError
 from server.guard import SteeringGuard
 from server.metrics.metrics import SteeringMetrics
-from server.operations import Operations
+from server.operation import OperationRecorder
 from server.pins import Pins
+from server.profile_operations import ProfileOperations
 from server.programs import Programs
 from server.reconciler import Reconciler
 from server.registry import schema
 from server.registry.registry import Registry
+from server.rollout import Rollout
 from server.routes import chat, completion, health, messages, metrics, models, playground, responses
 from server.routes.admin import audit, bundles, profiles, root, status
 from server.seeding import require_servable, retire, seed
@@ -225,21 +228,24 @@ class _Process:
         await reconciler.start()
         for profile in reconciler.table:
             self.logger.info("Steering profile %s: %s", profile.name, profile.settings.key)
-        operations = Operations(
+        rollout, recorder = Rollout(registry, reconciler), OperationRecorder(counters, audit_log)
+        bundle_operations = BundleOperations(
             registry,
-            engine,
             reconciler,
+            rollout,
             programs,
-            counters,
-            audit_log,
+            recorder,
             spans=spans,
             signatures=_signatures(settings),
             root=BundleRoot(settings.bundle_root) if settings.bundle_root is not None else None,
             remote=RemoteSources(settings.remote),
             max_bundle_bytes=settings.max_bundle_bytes,
         )
+        profile_operations = ProfileOperations(registry, reconciler, rollout, recorder, spans=spans)
         if settings.declaration is not None:
-            self._convergence = Convergence(settings.declaration, registry, operations, acts=is_first)
+            self._convergence = Convergence(
+                settings.declaration, registry, bundle_operations, profile_operations, acts=is_first
+            )
             self._convergence.start()
         keys = _key_ring(args, settings)
         service = SteeringService(
@@ -250,7 +256,8 @@ class _Process:
             engine=engine,
             registry=registry,
             reconciler=reconciler,
-            operations=operations,
+            bundle_operations=bundle_operations,
+            profile_operations=profile_operations,
             pins=pins,
             metrics=counters,
             audit=audit_log,

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from artifacts.errors import quoted
 from server import declaration
+from server.bundle_operations import BundleOperations
 from server.declaration import ROOT_PREFIX, Declaration, DeclaredProfile
 from server.errors import SteeringRequestError
-from server.operations import DECLARATION, Operations
+from server.profile_operations import DECLARATION, ProfileOperations
 from server.registry.errors import RegistryError
 from server.registry.records import Snapshot
 from server.registry.registry import Registry
@@ -39,13 +40,22 @@ class Convergence:
         applied_generation: of the registry, when everything was as declared for the first time; None until then.
     """
 
-    def __init__(self, path: Path, registry: Registry, operations: Operations, *, acts: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        registry: Registry,
+        bundles: BundleOperations,
+        profiles: ProfileOperations,
+        *,
+        acts: bool,
+    ) -> None:
         """Read the file; `start` begins.
 
         Args:
             path: of the file.
             registry: what it is compared with.
-            operations: that change it.
+            bundles: changes of its bundles.
+            profiles: changes of its profiles.
             acts: whether this process is the one that does so.
 
         Raises:
@@ -55,7 +65,8 @@ class Convergence:
         self.problems: Mapping[str, str] = {}
         self.applied_generation: int | None = None
         self._registry = registry
-        self._operations = operations
+        self._bundles = bundles
+        self._profiles = profiles
         self._acts = acts
         self._declared = declaration.read(path)
         # File and generation of the last round.
@@ -63,7 +74,7 @@ class Convergence:
         self._retry_s = _FIRST_RETRY_S
         self._retry_at = self._tried_at = 0.0
         self._task: asyncio.Task[None] | None = None
-        operations.declare(path, self._declared.declaration.profiles.keys())
+        profiles.declare(path, self._declared.declaration.profiles.keys())
 
     @property
     def digest(self) -> str:
@@ -138,7 +149,7 @@ class Convergence:
             return str(error)
         if declared is not self._declared:
             self._declared = declared
-            self._operations.declare(self.path, declared.declaration.profiles.keys())
+            self._profiles.declare(self.path, declared.declaration.profiles.keys())
         return None
 
     def _note(self, problems: Mapping[str, str]) -> None:
@@ -158,9 +169,9 @@ class Convergence:
             profile = wanted.profiles.get(name)
             try:
                 if profile is None:
-                    await self._operations.delete_profile(name, actor=DECLARATION)
+                    await self._profiles.delete(name, actor=DECLARATION)
                 else:
-                    await self._operations.put_profile(name, profile.wanted, actor=DECLARATION)
+                    await self._profiles.put(name, profile.wanted, actor=DECLARATION)
             except Exception as error:  # noqa: BLE001 - one profile, a full disk included, must not be in the others' way
                 problems[name] = _reason(error)
         return problems
@@ -193,14 +204,14 @@ class Convergence:
         assert profile.source is not None
         try:
             if profile.scheme == "root":
-                await self._operations.add_from_root(
+                await self._bundles.add_from_root(
                     profile.source.removeprefix(ROOT_PREFIX),
                     digest=profile.bundle,
                     actor=DECLARATION,
                     signature=profile.signature,
                 )
             else:
-                await self._operations.add_from_remote(
+                await self._bundles.add_from_remote(
                     profile.source, profile.bundle, actor=DECLARATION, signature=profile.signature
                 )
         except Exception as error:  # noqa: BLE001 - as above
@@ -213,7 +224,7 @@ class Convergence:
         for name, profile in wanted.profiles.items():
             current = snapshot.current(name)
             try:
-                is_same = current is not None and current.settings == self._operations.settings_of(
+                is_same = current is not None and current.settings == self._profiles.settings_of(
                     profile.wanted, snapshot
                 )
             except SteeringRequestError:

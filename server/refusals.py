@@ -1,11 +1,13 @@
 """What the parts of the server refuse or fail at, as answers of the admin API."""
 
+from collections.abc import Collection, Sequence
 from http import HTTPStatus
 
 from artifacts.errors import BundleError, BundleErrorCode
+from artifacts.manifest import ExcludedSpan
 from server.engine.client import SteeringEngineError
 from server.errors import ErrorCode, SteeringRequestError
-from server.reconciler import StagingError
+from server.reconciler import StagingError, spans_of
 from server.registry.errors import RegistryError, RegistryErrorCode
 from server.sources.errors import SourceError, SourceErrorCode
 
@@ -60,3 +62,24 @@ def refusal_of(error: Exception) -> SteeringRequestError:
             return SteeringRequestError(code, f"{error} Nothing was changed.", HTTPStatus.CONFLICT, "bundle")
         case _:
             return SteeringRequestError(ErrorCode.BUNDLE_MISMATCH, str(error), HTTPStatus.CONFLICT, "bundle")
+
+
+def refuse_unknown_spans(exclude: Sequence[ExcludedSpan], known: Collection[str]) -> None:
+    """Refuse to leave out spans whose tokens the engine cannot tell.
+
+    Args:
+        exclude: what is to be left out of steering.
+        known: names of `SPAN_NAMES` whose delimiters the engine knows.
+
+    Raises:
+        SteeringRequestError: names the first such span (409).
+    """
+    for name in spans_of(exclude):
+        if name not in known:
+            raise SteeringRequestError(
+                ErrorCode.UNSUPPORTED,
+                f"This server does not know which tokens open and close {name}; start it with "
+                f"--steering-span {name}=OPEN,CLOSE, or leave {name} out of exclude.",
+                HTTPStatus.CONFLICT,
+                "exclude",
+            )

@@ -8,7 +8,7 @@ from pathlib import Path
 from artifacts.bundle import load_bundle
 from artifacts.errors import BundleError
 from server.declaration import Declaration
-from server.operations import DECLARATION
+from server.profile_operations import DECLARATION
 from server.profiles import recommended_settings
 from server.programs import Programs
 from server.registry.errors import RegistryError

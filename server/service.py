@@ -1,18 +1,20 @@
 """What the routes of one API process work with."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from server.auth.audit import AuditLog
 from server.auth.keys import Identity, KeyRing
+from server.bundle_operations import BundleOperations
 from server.convergence import Convergence
 from server.engine.client import SteeringEngine
 from server.engine.steering import Steering
 from server.errors import ErrorCode, SteeringRequestError
 from server.metrics.metrics import SteeringMetrics
-from server.operations import Operations
 from server.pins import Pins
+from server.profile_operations import ProfileOperations
 from server.profiles import ProfileTable, Resolved
 from server.reconciler import Reconciler
 from server.registry.registry import Registry
@@ -45,7 +47,8 @@ class SteeringService:
         engine: the steering engine.
         registry: the durable state.
         reconciler: keeps this process in step with it.
-        operations: changes of it.
+        bundle_operations: changes of its bundles.
+        profile_operations: changes of its profiles.
         pins: programs that running requests rely on.
         metrics: counters of this process.
         audit: log of changes.
@@ -60,7 +63,8 @@ class SteeringService:
     engine: SteeringEngine
     registry: Registry
     reconciler: Reconciler
-    operations: Operations
+    bundle_operations: BundleOperations
+    profile_operations: ProfileOperations
     pins: Pins
     metrics: SteeringMetrics
     audit: AuditLog
@@ -84,6 +88,31 @@ class SteeringService:
     def profiles(self) -> ProfileTable:
         """The profiles that requests may name now."""
         return self.reconciler.table
+
+    async def status(self) -> dict[str, Any]:
+        """State of the registry's followers, and of every worker of this server."""
+        rows = await asyncio.to_thread(self.registry.members.list)
+        reconciler = self.reconciler
+        return {
+            "is_ready": self.is_ready,
+            "generation_desired": await asyncio.to_thread(self.registry.generation),
+            "generation_observed": min(
+                (row.observed for row in rows if row.instance == reconciler.instance and row.state != "starting"),
+                default=reconciler.generation_observed,
+            ),
+            "members": [
+                {
+                    "member": row.member,
+                    "instance": row.instance,
+                    "pid": row.pid,
+                    "state": row.state,
+                    "observed": row.observed,
+                    "problem": row.problem,
+                }
+                for row in rows
+            ],
+            "workers": await self.engine.status(),
+        }
 
     def admit(
         self, request: SteerableRequest, identity: Identity, headers: Mapping[str, str] | None = None

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from server.convergence import THE_FILE
+from server.engine.launch import has_died
 from server.service import SteeringService
 
 router = APIRouter(prefix="/health", tags=["health"])
@@ -14,8 +15,8 @@ router = APIRouter(prefix="/health", tags=["health"])
 
 @router.get("/live", summary="Is this process alive?")
 async def show_liveness(raw_request: Request) -> JSONResponse:
-    """200 while the engine runs; 503 when it has died and a restart is what helps."""
-    return _answer(not raw_request.app.state.engine_client.errored, "the engine has died")
+    """200 while the engine runs, also while the server ends; 503 when it has died and a restart is what helps."""
+    return _answer(not has_died(raw_request.app.state.engine_client), "the engine has died")
 
 
 @router.get("/ready", summary="Should this process get requests?")
@@ -26,7 +27,7 @@ async def show_readiness(raw_request: Request) -> JSONResponse:
     """
     service: SteeringService = raw_request.app.state.steering
     reconciler = service.reconciler
-    if raw_request.app.state.engine_client.errored:
+    if has_died(raw_request.app.state.engine_client):
         return _answer(False, "the engine has died")
     reason = reconciler.problem or (
         f"state {reconciler.state}, generation {reconciler.generation_observed} of {reconciler.generation_desired}"

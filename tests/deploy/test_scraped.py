@@ -138,9 +138,11 @@ def prometheus(
     try:
         running.wait_for(running.answers, "Prometheus does not answer", START_TIMEOUT_S)
         running.wait_for(lambda: bool(running.values("steering_ready")), "nothing was scraped")
-        served()
-        ended = f"sum(steering_requests_total) >= {operated.server.metric('steering_requests_total')}"
-        running.wait_for(lambda: bool(running.values(ended)), "the traffic was not scraped")
+        # Twice, for a rate is what a series grows by after it was first seen.
+        for _ in range(2):
+            served()
+            ended = f"sum(steering_requests_total) >= {operated.server.metric('steering_requests_total')}"
+            running.wait_for(lambda ended=ended: bool(running.values(ended)), "the traffic was not scraped")
         # For one bundle of the traffic was damaged.
         firing = 'ALERTS{alertname="ExpertsteerBundleNotTrusted", alertstate="firing"}'
         running.wait_for(lambda: bool(running.values(firing)), "the rules were not evaluated")

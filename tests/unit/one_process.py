@@ -12,15 +12,18 @@ import pytest
 from artifacts.verify import ServedModel
 from server.auth.audit import AuditLog
 from server.auth.keys import ANONYMOUS
+from server.bundle_operations import BundleOperations
 from server.engine.client import SteeringEngineError
 from server.errors import SteeringRequestError
 from server.metrics.metrics import SteeringMetrics
-from server.operations import Operations
+from server.operation import OperationRecorder
 from server.outcomes import ProfileSpec
 from server.pins import Pins
+from server.profile_operations import ProfileOperations
 from server.programs import Programs
 from server.reconciler import Reconciler
 from server.registry.registry import Registry
+from server.rollout import Rollout
 from server.schema import ProfileRef
 from server.sources.remote import RemoteSources
 from server.sources.root import BundleRoot
@@ -95,13 +98,15 @@ class Node:
             metrics=metrics,
         )
         self.reconciler.has_passed_self_test = True
-        self.operations = Operations(
+        rollout = Rollout(self.registry, self.reconciler)
+        recorder = OperationRecorder(metrics, AuditLog(directory / "audit.jsonl"))
+        self.profiles = ProfileOperations(self.registry, self.reconciler, rollout, recorder, spans=spans)
+        self.bundles = BundleOperations(
             self.registry,
-            self.engine,
             self.reconciler,
+            rollout,
             programs,
-            metrics,
-            AuditLog(directory / "audit.jsonl"),
+            recorder,
             spans=spans,
             signatures=SignaturePolicy("off"),
             root=None if root is None else BundleRoot(root),
@@ -115,11 +120,11 @@ class Node:
         async def chunks() -> AsyncIterator[bytes]:
             yield path.read_bytes()
 
-        outcome = await self.operations.upload(chunks(), actor="ops", source="test")
+        outcome = await self.bundles.upload(chunks(), actor="ops", source="test")
         return outcome.record.digest
 
     async def put(self, name: str, digest: str, **fields: Any) -> int:
-        outcome = await self.operations.put_profile(name, ProfileSpec(digest, **fields), actor="ops")
+        outcome = await self.profiles.put(name, ProfileSpec(digest, **fields), actor="ops")
         return outcome.version.generation
 
     def resolve(self, name: str) -> list[str]:

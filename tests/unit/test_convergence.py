@@ -15,7 +15,7 @@ from one_process import Node, eventually, refused
 from server import convergence
 from server.convergence import THE_FILE, Convergence
 from server.errors import ErrorCode
-from server.operations import DECLARATION
+from server.profile_operations import DECLARATION
 from server.registry.store import BundleStore
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -60,7 +60,7 @@ def converge(start_process: Any, file: Path, root: Path) -> Callable[..., Any]:
     @asynccontextmanager
     async def run(instance: str = "a", acts: bool = True) -> AsyncIterator[tuple[Node, Convergence]]:
         async with start_process(instance, root=root) as node:
-            following = Convergence(file, node.registry, node.operations, acts=acts)
+            following = Convergence(file, node.registry, node.bundles, node.profiles, acts=acts)
             following.start()
             try:
                 yield node, following
@@ -102,7 +102,7 @@ async def test_start_change_and_prune(converge: Any, declare: Any, place: Any) -
 
         generation = node.registry.generation()
         declare(prune=False)
-        await eventually(lambda: "first" not in node.operations._declared)
+        await eventually(lambda: "first" not in node.profiles._declared)
         await asyncio.sleep(0.1)
         assert node.registry.generation() == generation, "prune: false"
         declare()
@@ -127,8 +127,8 @@ async def test_declared_profiles_change_only_in_the_file(converge: Any, declare:
         await eventually(lambda: following.is_applied)
         for call in (
             node.put("p", one, strength=0.1),
-            node.operations.rollback("p", actor="ops"),
-            node.operations.delete_profile("p", actor="ops"),
+            node.profiles.rollback("p", actor="ops"),
+            node.profiles.delete("p", actor="ops"),
         ):
             refusal = await refused(call)
             assert (refusal.code, refusal.status) == (ErrorCode.CONFLICT_STATE, 409)
@@ -216,7 +216,7 @@ async def test_a_file_that_is_broken_at_the_start(start_process: Any, file: Path
     file.write_text("schema: 1\nprofiles: {p: {}}")
     async with start_process() as node:
         with pytest.raises(ValueError, match=r"profiles\.p\.digest"):
-            Convergence(file, node.registry, node.operations, acts=True)
+            Convergence(file, node.registry, node.bundles, node.profiles, acts=True)
 
 
 async def test_a_full_disk_is_not_in_the_way_of_the_others(

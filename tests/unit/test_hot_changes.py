@@ -25,14 +25,14 @@ async def test_add_switch_rollback_delete(start_process: Any, bundle_file: Any) 
         assert node.resolve("p") == [second]
         assert node.resolve(f"p@{first}") == [first], "the version before stays loaded"
         assert await node.put("p", second) == generation, "nothing to change"
-        await node.operations.rollback("p", actor="ops")
+        await node.profiles.rollback("p", actor="ops")
         assert node.resolve("p") == [first]
-        assert (await refused(node.operations.delete_bundle(first, actor="ops", drain=False, timeout_s=1))).code == (
+        assert (await refused(node.bundles.delete(first, actor="ops", drain=False, timeout_s=1))).code == (
             ErrorCode.BUNDLE_IN_USE
         )
-        await node.operations.delete_profile("p", actor="ops")
+        await node.profiles.delete("p", actor="ops")
         for digest in (first, second):
-            await node.operations.delete_bundle(digest, actor="ops", drain=False, timeout_s=1)
+            await node.bundles.delete(digest, actor="ops", drain=False, timeout_s=1)
         assert node.engine.resident == set()
         assert list((node.registry.directory / "bundles").iterdir()) == []
         assert node.reconciler.is_ready
@@ -47,7 +47,7 @@ async def test_versions_beyond_those_that_stay_loaded_are_not_offered(start_proc
         with pytest.raises(SteeringRequestError) as caught:
             node.resolve(f"p@{digests[0]}")
         assert caught.value.code == ErrorCode.PROFILE_NOT_FOUND
-        await node.operations.rollback("p", actor="ops", to=node.registry.history("p")[-1].generation)
+        await node.profiles.rollback("p", actor="ops", to=node.registry.history("p")[-1].generation)
         assert node.resolve("p") == [digests[0]], "and comes back when it is needed"
 
 
@@ -57,11 +57,11 @@ async def test_a_bundle_that_is_added_anew_is_loaded(start_process: Any, bundle_
         path = bundle_file("one")
         digest = await node.add(path)
         await node.put("p", digest)
-        await node.operations.delete_profile("p", actor="ops")
-        await node.operations.delete_bundle(digest, actor="ops", drain=False, timeout_s=1)
+        await node.profiles.delete("p", actor="ops")
+        await node.bundles.delete(digest, actor="ops", drain=False, timeout_s=1)
         await node.add(path)
         assert node.engine.resident == {digest}
-        await node.operations.delete_bundle(digest, actor="ops", drain=False, timeout_s=1)
+        await node.bundles.delete(digest, actor="ops", drain=False, timeout_s=1)
 
 
 async def test_a_running_request_keeps_its_bundle(start_process: Any, bundle_file: Any) -> None:
@@ -69,12 +69,12 @@ async def test_a_running_request_keeps_its_bundle(start_process: Any, bundle_fil
         digest = await node.add(bundle_file("one"))
         await node.put("p", digest)
         pin = node.pins.hold([digest])
-        await node.operations.delete_profile("p", actor="ops")
-        error = await refused(node.operations.delete_bundle(digest, actor="ops", drain=False, timeout_s=0))
+        await node.profiles.delete("p", actor="ops")
+        error = await refused(node.bundles.delete(digest, actor="ops", drain=False, timeout_s=0))
         assert error.code == ErrorCode.BUNDLE_IN_USE
         assert digest in node.engine.resident
         assert not node.registry.snapshot().bundles[digest].is_draining, "as it was before"
-        draining = asyncio.create_task(node.operations.delete_bundle(digest, actor="ops", drain=True, timeout_s=10))
+        draining = asyncio.create_task(node.bundles.delete(digest, actor="ops", drain=True, timeout_s=10))
         await asyncio.sleep(0.3)
         assert not draining.done()
         pin.release()
@@ -87,7 +87,7 @@ async def test_what_only_the_engine_knows_to_be_in_use(start_process: Any, bundl
         digest = await node.add(bundle_file("one"))
         await node.put("p", digest)
         node.engine.busy[digest] = 1
-        await node.operations.delete_profile("p", actor="ops")
+        await node.profiles.delete("p", actor="ops")
         await asyncio.sleep(0.5)
         assert digest in node.engine.resident
         assert node.engine.calls["unload"] == 0, "it is asked first"
@@ -118,7 +118,7 @@ async def test_a_full_pool_changes_nothing(start_process: Any, bundle_file: Any)
         node.engine.load_error = SteeringEngineError("full", EngineErrorCode.NO_ROOM)
         error = await refused(node.add(bundle_file("two", 2)))
         assert (error.code, error.status) == (ErrorCode.CAPACITY, 409)
-        error = await refused(node.operations.put_profile("q", ProfileSpec(first, layers=(2,)), actor="ops"))
+        error = await refused(node.profiles.put("q", ProfileSpec(first, layers=(2,)), actor="ops"))
         assert error.code == ErrorCode.REQUEST_INVALID
         assert node.registry.generation() == generation
         assert node.engine.resident == {first}
@@ -133,7 +133,7 @@ async def test_adding_again_repairs_a_damaged_file(start_process: Any, bundle_fi
         stored = node.registry.store.path(digest)
         stored.chmod(0o600)
         stored.write_bytes(b"damaged")
-        error = await refused(node.operations.put_profile("p", ProfileSpec(digest, layers=(2,)), actor="ops"))
+        error = await refused(node.profiles.put("p", ProfileSpec(digest, layers=(2,)), actor="ops"))
         assert error.code == ErrorCode.NOT_STAGED
         generation = node.registry.generation()
         assert await node.add(path) == digest
@@ -150,7 +150,7 @@ async def test_spans_that_the_engine_does_not_know(start_process: Any, bundle_fi
         await node.put("p", digest, exclude=("reasoning",))
         await node.put("p", digest, exclude=())
     async with start_process(engine=engine) as node:
-        error = await refused(node.operations.rollback("p", actor="ops"))
+        error = await refused(node.profiles.rollback("p", actor="ops"))
         assert error.code == ErrorCode.UNSUPPORTED
         assert node.registry.snapshot().current("p").settings.exclude == ()
         assert node.reconciler.is_ready
@@ -163,14 +163,14 @@ async def test_two_processes_of_one_server(start_process: Any, bundle_file: Any)
         await one.put("p", digest)
         assert two.resolve("p") == [digest], "acknowledged means: every process shows it"
         pin = two.pins.hold([digest])
-        await one.operations.delete_profile("p", actor="ops")
+        await one.profiles.delete("p", actor="ops")
         with pytest.raises(SteeringRequestError):
             two.resolve("p")
-        assert (await refused(one.operations.delete_bundle(digest, actor="ops", drain=False, timeout_s=0))).code == (
+        assert (await refused(one.bundles.delete(digest, actor="ops", drain=False, timeout_s=0))).code == (
             ErrorCode.BUNDLE_IN_USE
         )
         pin.release()
-        await two.operations.delete_bundle(digest, actor="ops", drain=True, timeout_s=5)
+        await two.bundles.delete(digest, actor="ops", drain=True, timeout_s=5)
         assert engine.resident == set()
 
 
@@ -225,7 +225,7 @@ async def test_the_audit_log_holds_no_credentials(start_process: Any) -> None:
     async with start_process() as node:
         uri = "s3://KEY:SECRET@bucket/a.safetensors?token=SECRET"
         REQUEST_ID.set("req-1")
-        await refused(node.operations.add_from_remote(uri, f"sha256:{'0' * 64}", actor="ops"))
+        await refused(node.bundles.add_from_remote(uri, f"sha256:{'0' * 64}", actor="ops"))
         text = (node.registry.directory / "audit.jsonl").read_text()
         assert json.loads(text)["target"] == "s3://bucket/a.safetensors"
         assert json.loads(text)["request_id"] == "req-1"

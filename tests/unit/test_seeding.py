@@ -11,7 +11,7 @@ from artifacts.bundle import Bundle, write_bundle
 from artifacts.errors import BundleError, BundleErrorCode
 from artifacts.verify import ServedModel
 from server.declaration import Declaration
-from server.operations import DECLARATION
+from server.profile_operations import DECLARATION
 from server.programs import Programs
 from server.registry.errors import RegistryError, RegistryErrorCode
 from server.registry.registry import Registry

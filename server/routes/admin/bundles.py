@@ -25,8 +25,8 @@ from server.admin_schema import (
     BundleTensors,
     CheckInfo,
 )
+from server.bundle_operations import bundle_named
 from server.errors import ErrorCode, SteeringRequestError
-from server.operations import bundle_named
 from server.outcomes import BundleOutcome
 from server.registry.records import Snapshot
 from server.registry.store import BundleStore
@@ -98,7 +98,7 @@ async def add_bundle(
     The body is the file itself, or a JSON object that names a file of the server's bundle root (`path`) or a remote
     one (`uri` and `digest`). Adding the same bundle again changes nothing.
     """
-    operations, actor = service_of(raw_request).operations, identity_of(raw_request).name
+    operations, actor = service_of(raw_request).bundle_operations, identity_of(raw_request).name
     signed = None if signature is None else _decode_signature(signature)
     if content_type(raw_request, UPLOAD_TYPE, JSON_TYPE) == UPLOAD_TYPE:
         outcome = await operations.upload(
@@ -178,7 +178,7 @@ async def delete_bundle(
     timeout_s: DrainTimeout = 30.0,
 ) -> Response:
     """Remove a bundle from the workers and the registry. Refused while a profile names it."""
-    await service_of(raw_request).operations.delete_bundle(
+    await service_of(raw_request).bundle_operations.delete(
         digest, actor=identity_of(raw_request).name, drain=drain, timeout_s=timeout_s
     )
     return Response(status_code=HTTPStatus.NO_CONTENT)

@@ -63,7 +63,7 @@ async def put_profile(
     Requests that run go on with the version they began with. Fields that are left out get what the bundle recommends,
     not what the profile had before. Putting what is there already changes nothing.
     """
-    outcome = await service_of(raw_request).operations.put_profile(
+    outcome = await service_of(raw_request).profile_operations.put(
         name,
         WantedProfile(**dict(spec)),
         actor=identity_of(raw_request).name,
@@ -133,7 +133,7 @@ async def roll_back_profile(
     raw_request: Request, response: Response, name: Name, body: Rollback | None = None, if_match: IfMatch = None
 ) -> ProfileAnswer:
     """Make an earlier version the current one again, as a version of its own; without a body, the one before."""
-    outcome = await service_of(raw_request).operations.rollback(
+    outcome = await service_of(raw_request).profile_operations.rollback(
         name, actor=identity_of(raw_request).name, to=None if body is None else body.to, if_match=if_match
     )
     return await _answer(outcome, raw_request, response)
@@ -153,7 +153,7 @@ async def delete_profile(
     if_match: IfMatch = None,
 ) -> Response:
     """Delete a profile: no new request can name it, those that run go on. With `drain`, answer when they have ended."""
-    await service_of(raw_request).operations.delete_profile(
+    await service_of(raw_request).profile_operations.delete(
         name, actor=identity_of(raw_request).name, if_match=if_match, drain=drain, timeout_s=timeout_s
     )
     return Response(status_code=HTTPStatus.NO_CONTENT)

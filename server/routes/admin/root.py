@@ -12,5 +12,5 @@ router = admin_router()
 @router.get("/root", summary="List the files of the bundle root")
 async def list_root(raw_request: Request) -> RootList:
     """List the files of `--steering-bundle-root` that could be added. They are not checked before they are."""
-    names = await service_of(raw_request).operations.root_files()
+    names = await service_of(raw_request).bundle_operations.root_files()
     return RootList(names=list(names), is_complete=len(names) < MAX_LISTED)

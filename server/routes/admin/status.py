@@ -12,7 +12,7 @@ router = admin_router()
 async def show_status(raw_request: Request) -> Status:
     """Report the generation that is desired and that each process admits requests with, and what each worker holds."""
     service = service_of(raw_request)
-    status, convergence = Status.model_validate(await service.operations.status()), service.convergence
+    status, convergence = Status.model_validate(await service.status()), service.convergence
     if convergence is None:
         return status
     declaration = DeclarationStatus(
@@ -21,4 +21,4 @@ async def show_status(raw_request: Request) -> Status:
         is_applied=convergence.is_applied,
         problems=dict(convergence.problems),
     )
-    return status.model_copy(update={"is_ready": service.is_ready, "declaration": declaration})
+    return status.model_copy(update={"declaration": declaration})

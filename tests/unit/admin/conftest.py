@@ -42,16 +42,17 @@ KEYS = f"""keys:
 """
 
 
+Calls = list[tuple[str, dict[str, Any]]]
+
+
 @dataclass
-class Operations:
-    """What the routes call, as `server.operations.Operations` promises it, with the registry and without an engine."""
+class BundleOperations:
+    """What the routes call, as the class of the same name promises it, with the registry and without an engine."""
 
     registry: Registry
-    audit: AuditLog
-    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    calls: Calls
     chunks: list[int] = field(default_factory=list)
     in_use: set[str] = field(default_factory=set)
-    observed: bool = True
     num_root_files: int = 2
 
     async def upload(self, chunks: AsyncIterator[bytes], **fields: Any) -> BundleOutcome:
@@ -83,18 +84,44 @@ class Operations:
             ErrorCode.SOURCE_REFUSED, "No remote source is enabled.", HTTPStatus.FORBIDDEN, "uri"
         )
 
-    async def delete_bundle(self, digest: str, **fields: Any) -> None:
+    async def delete(self, digest: str, **fields: Any) -> None:
         self.calls.append(("delete_bundle", {"digest": digest, **fields}))
-        digest = self._bundle(digest).digest
+        digest = _bundle(self.registry, digest).digest
         if digest in self.in_use and not fields["drain"]:
             raise SteeringRequestError(ErrorCode.BUNDLE_IN_USE, "Requests use it.", HTTPStatus.CONFLICT, "digest")
         with _refused(ErrorCode.BUNDLE_IN_USE):
             self.registry.remove_bundle(digest, actor=fields["actor"])
 
-    async def put_profile(self, name: str, spec: ProfileSpec, **fields: Any) -> ProfileOutcome:
+    def _add(self, path: Path, fields: dict[str, Any]) -> BundleOutcome:
+        checks: list[tuple[str, str]] = []
+        try:
+            bundle = load_bundle(path, lambda check, found: checks.append((check, found)))
+        except BundleError as error:
+            raise SteeringRequestError(ErrorCode.BUNDLE_INVALID, str(error), param="body") from error
+        if fields["dry_run"]:
+            known = self.registry.snapshot().bundles.get(bundle.digest)
+            record = known or BundleRecord(
+                bundle.digest, bundle.num_bytes, bundle.manifest, _EPOCH, fields["actor"], "upload", False, None
+            )
+            return BundleOutcome(record, known is None, False, checks, True, 0.1)
+        self.registry.store.keep(path, bundle.digest)
+        record, created = self.registry.add_bundle(bundle, actor=fields["actor"], source=fields["source"])
+        return BundleOutcome(record, created, True, checks, False, 0.1)
+
+
+@dataclass
+class ProfileOperations:
+    """What the routes call, as the class of the same name promises it, with the registry and without an engine."""
+
+    registry: Registry
+    audit: AuditLog
+    calls: Calls
+    observed: bool = True
+
+    async def put(self, name: str, spec: ProfileSpec, **fields: Any) -> ProfileOutcome:
         assert isinstance(spec, ProfileSpec)
         self.calls.append(("put_profile", {"name": name, "spec": spec, **fields}))
-        record = self._bundle(spec.bundle)
+        record = _bundle(self.registry, spec.bundle)
         asked = {key: value for key, value in vars(spec).items() if value is not None and key != "bundle"}
         settings = ProfileSettings(**(vars(recommended_settings(record.digest, record.manifest)) | asked))
         snapshot = self.registry.snapshot()
@@ -130,51 +157,24 @@ class Operations:
             )
         return self._shown(version, previous)
 
-    async def delete_profile(self, name: str, **fields: Any) -> None:
+    async def delete(self, name: str, **fields: Any) -> None:
         self.calls.append(("delete_profile", {"name": name, **fields}))
         expected = preconditions.expected_generation(self.registry.snapshot().current(name), fields["if_match"])
         with _refused(ErrorCode.PROFILE_NOT_FOUND):
             self.registry.delete_profile(name, actor=fields["actor"], if_match=expected)
-
-    async def status(self) -> dict[str, Any]:
-        return {
-            "is_ready": True,
-            "generation_desired": self.registry.generation(),
-            "generation_observed": self.registry.generation(),
-            "members": [{"member": "m1", "instance": "i1", "pid": 7, "state": "ready", "observed": 3, "host": "here"}],
-            "workers": await Engine(self.registry).status(),
-            "added_later": {"deep": [1]},
-        }
-
-    def _add(self, path: Path, fields: dict[str, Any]) -> BundleOutcome:
-        checks: list[tuple[str, str]] = []
-        try:
-            bundle = load_bundle(path, lambda check, found: checks.append((check, found)))
-        except BundleError as error:
-            raise SteeringRequestError(ErrorCode.BUNDLE_INVALID, str(error), param="body") from error
-        if fields["dry_run"]:
-            known = self.registry.snapshot().bundles.get(bundle.digest)
-            record = known or BundleRecord(
-                bundle.digest, bundle.num_bytes, bundle.manifest, _EPOCH, fields["actor"], "upload", False, None
-            )
-            return BundleOutcome(record, known is None, False, checks, True, 0.1)
-        self.registry.store.keep(path, bundle.digest)
-        record, created = self.registry.add_bundle(bundle, actor=fields["actor"], source=fields["source"])
-        return BundleOutcome(record, created, True, checks, False, 0.1)
-
-    def _bundle(self, reference: str) -> BundleRecord:
-        for digest, record in self.registry.snapshot().bundles.items():
-            if digest.startswith(reference):
-                return record
-        raise SteeringRequestError(
-            ErrorCode.BUNDLE_NOT_FOUND, "There is no such bundle.", HTTPStatus.NOT_FOUND, "bundle"
-        )
 
     def _shown(self, version: ProfileVersion, previous: ProfileVersion | None) -> ProfileOutcome:
         is_changed = previous is None or previous.generation != version.generation
         assert version.settings is not None
         manifest = self.registry.snapshot().bundles[version.settings.bundle].manifest
         return ProfileOutcome(version, manifest, previous, is_changed, self.observed, False)
+
+
+def _bundle(registry: Registry, reference: str) -> BundleRecord:
+    for digest, record in registry.snapshot().bundles.items():
+        if digest.startswith(reference):
+            return record
+    raise SteeringRequestError(ErrorCode.BUNDLE_NOT_FOUND, "There is no such bundle.", HTTPStatus.NOT_FOUND, "bundle")
 
 
 @contextlib.contextmanager
@@ -206,6 +206,17 @@ class Engine:
         return [{"replica": 0, "rank": rank, "bundles": keys, **worker} for rank in (0, 1)]
 
 
+async def _status(registry: Registry, engine: Engine) -> dict[str, Any]:
+    return {
+        "is_ready": True,
+        "generation_desired": registry.generation(),
+        "generation_observed": registry.generation(),
+        "members": [{"member": "m1", "instance": "i1", "pid": 7, "state": "ready", "observed": 3, "host": "here"}],
+        "workers": await engine.status(),
+        "added_later": {"deep": [1]},
+    }
+
+
 @dataclass
 class Admin:
     """A running application, and what is behind it."""
@@ -214,7 +225,9 @@ class Admin:
     port: int
     app: FastAPI
     registry: Registry
-    operations: Operations
+    bundles: BundleOperations
+    profiles: ProfileOperations
+    calls: Calls
     http: httpx.Client
     write_key: str = WRITE
     read_key: str = READ
@@ -270,18 +283,23 @@ def admin(served: tuple[FastAPI, int], tmp_path: Path) -> Iterator[Admin]:
     """The application on a registry of its own for each test."""
     app, port = served
     registry, log = Registry.open(tmp_path / "registry"), AuditLog(tmp_path / "audit.jsonl")
-    operations = Operations(registry, log)
+    calls: Calls = []
+    bundle_operations = BundleOperations(registry, calls)
+    profile_operations = ProfileOperations(registry, log, calls)
+    engine = Engine(registry)
     app.state.steering = SimpleNamespace(
-        operations=operations,
+        bundle_operations=bundle_operations,
+        profile_operations=profile_operations,
         registry=registry,
-        engine=Engine(registry),
+        engine=engine,
+        status=lambda: _status(registry, engine),
         audit=log,
         reconciler=None,
         convergence=None,
     )
     url = f"http://127.0.0.1:{port}"
     with httpx.Client(base_url=url, trust_env=False) as http:
-        yield Admin(url, port, app, registry, operations, http)
+        yield Admin(url, port, app, registry, bundle_operations, profile_operations, calls, http)
     registry.close()
 
 

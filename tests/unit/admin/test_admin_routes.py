@@ -49,16 +49,16 @@ class TestUpload:
 
         code = admin.refused(admin.call("POST", "/bundles", content=endless(), headers=OCTETS), 400)
         assert code == "steering_bundle_invalid"
-        assert sum(admin.operations.chunks) == 64 << 18
+        assert sum(admin.bundles.chunks) == 64 << 18
         # A body that is read whole would come in one piece.
-        assert max(admin.operations.chunks) < 4 << 20
+        assert max(admin.bundles.chunks) < 4 << 20
 
     def test_headers_reach_the_operation(self, admin: Any, bundle: Path) -> None:
         signature = base64.b64encode(b"signed").decode()
         headers = OCTETS | {"x-steering-digest": NO_DIGEST, "x-steering-signature": signature}
         answer = admin.call("POST", "/bundles", content=bundle.read_bytes(), headers=headers)
         assert admin.refused(answer, 409) == "steering_digest_mismatch"
-        name, fields = admin.operations.calls[-1]
+        name, fields = admin.calls[-1]
         assert name == "upload" and fields["signature"] == b"signed" and fields["expected_digest"] == NO_DIGEST
         assert fields["actor"] == "admin" and not admin.registry.snapshot().bundles
 
@@ -76,7 +76,7 @@ class TestUpload:
     def test_bad_headers(self, admin: Any, headers: dict[str, str], status: int, param: str) -> None:
         answer = admin.call("POST", "/bundles", content=b"bytes", headers=OCTETS | headers)
         admin.refused(answer, status, param)
-        assert not admin.operations.calls
+        assert not admin.calls
 
     def test_client_that_goes_away_leaves_nothing(self, admin: Any) -> None:
         head = (
@@ -86,9 +86,9 @@ class TestUpload:
         with socket.create_connection(("127.0.0.1", admin.port)) as connection:
             connection.sendall(head.encode() + b"x" * 1000)
             deadline = time.monotonic() + 10
-            while not admin.operations.chunks and time.monotonic() < deadline:
+            while not admin.bundles.chunks and time.monotonic() < deadline:
                 time.sleep(0.01)
-            assert admin.operations.chunks
+            assert admin.bundles.chunks
         incoming = admin.registry.store.incoming().parent
         while any(incoming.iterdir()) and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -102,13 +102,13 @@ class TestOtherSources:
         answer = admin.call("POST", "/bundles?dry_run=true", json={"path": "a/b.safetensors"}, headers=headers)
         assert admin.refused(answer, 403, "path") == "steering_source_refused"
         expected = {"name": "a/b.safetensors", "actor": "admin", "signature": b"signed", "dry_run": True}
-        assert admin.operations.calls == [("add_from_root", expected)]
+        assert admin.calls == [("add_from_root", expected)]
 
     def test_remote(self, admin: Any) -> None:
         answer = admin.call("POST", "/bundles", json={"uri": "s3://a/b", "digest": NO_DIGEST})
         admin.refused(answer, 403, "uri")
         expected = {"uri": "s3://a/b", "digest": NO_DIGEST, "actor": "admin", "signature": None, "dry_run": False}
-        assert admin.operations.calls == [("add_from_remote", expected)]
+        assert admin.calls == [("add_from_remote", expected)]
 
     @pytest.mark.parametrize(
         ("body", "param"),
@@ -127,7 +127,7 @@ class TestOtherSources:
     )
     def test_bad_bodies(self, admin: Any, body: Any, param: str) -> None:
         admin.refused(admin.call("POST", "/bundles", content=json.dumps(body), headers=JSON), 400, param)
-        assert not admin.operations.calls
+        assert not admin.calls
 
     def test_header_without_effect_is_refused(self, admin: Any) -> None:
         header, body = "x-steering-digest", {"uri": "s3://a", "digest": NO_DIGEST}
@@ -155,7 +155,7 @@ class TestJson:
     def test_what_is_no_strict_json(self, admin: Any, path: str, body: bytes) -> None:
         answer = admin.call("POST" if path == "/bundles" else "PUT", path, content=body, headers=JSON)
         assert admin.refused(answer, 400) == "steering_request_invalid"
-        assert not admin.operations.calls
+        assert not admin.calls
 
     @pytest.mark.parametrize("path", ["/bundles", "/profiles/medical"])
     def test_too_long(self, admin: Any, path: str) -> None:
@@ -193,7 +193,7 @@ class TestQuery:
     )
     def test_refused(self, admin: Any, method: str, path: str, param: str) -> None:
         assert admin.refused(admin.call(method, path), 400, param).startswith("steering_")
-        assert not admin.operations.calls
+        assert not admin.calls
 
 
 class TestBundles:
@@ -263,12 +263,12 @@ class TestBundles:
         admin.call("PUT", "/profiles/medical", json={"bundle": digest})
         assert admin.refused(admin.call("DELETE", f"/bundles/{digest}"), 409) == "steering_bundle_in_use"
         assert admin.call("DELETE", "/profiles/medical").status_code == 204
-        admin.operations.in_use.add(digest)
+        admin.bundles.in_use.add(digest)
         admin.refused(admin.call("DELETE", f"/bundles/{digest}"), 409, "digest")
         answer = admin.call("DELETE", f"/bundles/{digest}?drain=true&timeout_s=2.5")
         assert answer.status_code == 204 and answer.content == b""
         expected = {"digest": digest, "actor": "admin", "drain": True, "timeout_s": 2.5}
-        assert admin.operations.calls[-1] == ("delete_bundle", expected)
+        assert admin.calls[-1] == ("delete_bundle", expected)
         admin.refused(admin.call("GET", f"/bundles/{digest}"), 404)
 
 
@@ -344,7 +344,7 @@ class TestProfiles:
     def test_bad_specs(self, admin: Any, change: dict[str, Any], param: str) -> None:
         spec = {"bundle": NO_DIGEST} | change
         admin.refused(admin.call("PUT", "/profiles/medical", json=spec), 400, param)
-        assert not admin.operations.calls
+        assert not admin.calls
 
     @pytest.mark.parametrize("name", ["Medical", "-a", "a@b", "a%00", "x" * 65, "%F0%9F%92%8A", "a%0A", "a b"])
     def test_bad_names(self, admin: Any, name: str) -> None:
@@ -356,7 +356,7 @@ class TestProfiles:
         ]
         for answer in answers:
             assert answer.status_code == 400 and answer.json()["error"]["param"] == "name"
-        assert not admin.operations.calls
+        assert not admin.calls
 
     def test_list_shows_inference_keys_what_they_may_use(self, admin: Any, bundle: Path) -> None:
         digest = admin.add(bundle)
@@ -400,7 +400,7 @@ class TestProfiles:
     def test_deleted(self, admin: Any, bundle: Path) -> None:
         admin.call("PUT", "/profiles/medical", json={"bundle": admin.add(bundle)})
         answer = admin.call("DELETE", "/profiles/medical?drain=1&timeout_s=3")
-        assert answer.status_code == 204 and admin.operations.calls[-1][1]["timeout_s"] == 3
+        assert answer.status_code == 204 and admin.calls[-1][1]["timeout_s"] == 3
         answer = admin.call("GET", "/profiles/medical")
         assert admin.refused(answer, 404, "name") == "steering_profile_not_found"
         assert f"generation {admin.registry.generation()} deleted it" in answer.json()["error"]["message"]
@@ -431,7 +431,7 @@ class TestReading:
     def test_root(self, admin: Any) -> None:
         expected = {"names": ["team/0.safetensors", "team/1.safetensors"], "is_complete": True}
         assert admin.call("GET", "/root").json() == expected
-        admin.operations.num_root_files = MAX_LISTED
+        admin.bundles.num_root_files = MAX_LISTED
         assert not admin.call("GET", "/root").json()["is_complete"]
 
     def test_status(self, admin: Any, bundle: Path) -> None:

@@ -117,7 +117,7 @@ class TestCalls:
         assert (refusal.value.status, refusal.value.code) == (400, "steering_bundle_invalid")
         size = path.stat().st_size
         assert [sent for sent, _ in progress] == [1 << 20, 2 << 20, 3 << 20, size] and progress[-1][1] == size
-        fields = admin.operations.calls[-1][1]
+        fields = admin.calls[-1][1]
         assert fields["signature"] == b"s" and fields["expected_digest"].startswith("sha256:")
 
     def test_dry_run(self, admin: Any, client: SteeringClient, bundle: Path) -> None:
@@ -131,7 +131,7 @@ class TestCalls:
         with SteeringClient(admin.url, key) as client, pytest.raises(SteeringClientError) as refusal:
             client.upload(path)
         assert (refusal.value.status, refusal.value.code) == (401, "invalid_api_key")
-        assert not admin.operations.calls
+        assert not admin.calls
 
     def test_other_sources(self, admin: Any, client: SteeringClient) -> None:
         for call in (
@@ -141,7 +141,7 @@ class TestCalls:
             with pytest.raises(SteeringClientError) as refusal:
                 call()
             assert (refusal.value.status, refusal.value.code) == (403, "steering_source_refused")
-        assert [name for name, _ in admin.operations.calls] == ["add_from_root", "add_from_remote"]
+        assert [name for name, _ in admin.calls] == ["add_from_root", "add_from_remote"]
 
     def test_names_cannot_leave_their_place(self, admin: Any, client: SteeringClient) -> None:
         for name in ("../bundles", "a/b", "a?dry_run=1", "a#b", "ä", "A"):

@@ -70,7 +70,7 @@ class TestPush:
         assert error.startswith("expertsteer push: ") and "profile was not changed" in error and error.count("\n") == 1
 
     def test_observed_late(self, admin: Any, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        admin.operations.observed = False
+        admin.profiles.observed = False
         assert call(push, bundle, "--server", admin.url) == 0
         assert "Some processes" in capsys.readouterr().err
 
@@ -78,7 +78,7 @@ class TestPush:
         signature = tmp_path / "a.sig"
         signature.write_bytes(b"signed")
         assert call(push, bundle, "--server", admin.url, "--signature", signature) == 0
-        assert admin.operations.calls[0][1]["signature"] == b"signed"
+        assert admin.calls[0][1]["signature"] == b"signed"
         signature.write_bytes(bytes(65537))
         assert call(push, bundle, "--server", admin.url, "--signature", signature) == 1
         assert "no signature" in capsys.readouterr().err
@@ -190,7 +190,7 @@ class TestProfile:
         assert call(profile, "delete", "medical", *server, "--if-match", str(made[0])) == 1
         assert call(profile, "delete", "medical", *server, "--drain", "1") == 0
         assert admin.registry.snapshot().current("medical") is None
-        assert admin.operations.calls[-1][1]["drain"] and admin.operations.calls[-1][1]["timeout_s"] == 1
+        assert admin.calls[-1][1]["drain"] and admin.calls[-1][1]["timeout_s"] == 1
         capsys.readouterr()
         for action in ("show", "delete"):
             assert call(profile, action, "medical", *server) == 1
