@@ -64,6 +64,8 @@ LONG_ANSWERS = ("--max-model-len", "4096", "--hf-overrides", '{"max_position_emb
 _LOG_TAIL_LINES = 40
 ADMIN_KEY = "admin-key-of-the-tests"
 MAX_BUNDLE_MIB = 2
+# Fixtures that are a server for the whole session.
+SESSION_SERVERS = {"operated", "eager", "compiled", "plain"}
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,18 @@ class Operated(NamedTuple):
     server: Server
     admin: SteeringClient
     registry: Path
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests must run in the same process where several run them (`--dist loadgroup`).
+
+    The tests of one file share its servers, and the files that use a server of the session share that.
+    """
+    sharing = {item.path for item in items if SESSION_SERVERS & set(getattr(item, "fixturenames", ()))}
+    for item in items:
+        group = "session servers" if item.path in sharing else str(item.path.relative_to(item.config.rootpath))
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def _free_port() -> int:
