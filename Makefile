@@ -4,7 +4,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PORT ?= 8000
 # Two processes: a server spends half of its start on one core. More need 8 GiB each.
-PYTEST_ARGS ?= --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+TEST_PROCESSES ?= 2
+PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format docs bench clean
@@ -22,7 +23,7 @@ demo: setup  ## Serve the embedded lab model with its bundle on PORT (8000)
 	@$(BIN)/expertsteer demo --port $(PORT)
 
 test: setup  ## Run all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: setup  ## Formatting, lint, types, import rules
 	$(BIN)/ruff format --check .

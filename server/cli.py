@@ -24,14 +24,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {point.name: point for point in entry_points(group=GROUP)}
     if arguments and arguments[0] in commands:
         module: ModuleType = commands[arguments[0]].load()
-        prog = f"expertsteer {arguments[0]}"
-        if hasattr(module, "make_parser"):
-            parser: argparse.ArgumentParser = module.make_parser(prog)
-        else:
-            parser = argparse.ArgumentParser(prog=prog, description=module.HELP)
-            module.add_arguments(parser)
-        return int(module.run(parser.parse_args(arguments[1:])))
+        return int(module.run(parser_of(arguments[0], module).parse_args(arguments[1:])))
     return _overview({name: point.load().HELP for name, point in sorted(commands.items())}, arguments)
+
+
+def parser_of(name: str, module: ModuleType) -> argparse.ArgumentParser:
+    """Parser of a subcommand.
+
+    Args:
+        name: of the command.
+        module: of it.
+    """
+    prog = f"expertsteer {name}"
+    if hasattr(module, "make_parser"):
+        made: argparse.ArgumentParser = module.make_parser(prog)
+        return made
+    parser = argparse.ArgumentParser(prog=prog, description=module.HELP)
+    module.add_arguments(parser)
+    return parser
 
 
 def _overview(commands: dict[str, str], arguments: list[str]) -> int:

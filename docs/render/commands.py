@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from docs.render.markdown import code, paragraphs, prose, table
-from server.cli import GROUP
+from server.cli import GROUP, parser_of
 from server.settings import SteeringSettings
 
 _ROOT = Path(__file__).parents[2]
@@ -26,15 +26,12 @@ def reference() -> str:
 def _commands() -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         module = point.load()
-        prog = f"expertsteer {point.name}"
-        parser = argparse.ArgumentParser(prog=prog, description=module.HELP)
         if point.name == "serve":
             # Its other flags are vLLM's.
+            parser = argparse.ArgumentParser(prog="expertsteer serve", description=module.HELP)
             SteeringSettings.add_arguments(parser)
-        elif hasattr(module, "make_parser"):
-            parser = module.make_parser(prog)
         else:
-            module.add_arguments(parser)
+            parser = parser_of(point.name, module)
         yield point.name, module.HELP, parser
 
 

@@ -39,17 +39,10 @@ example:
 _MAX_PROMPTS, _MAX_TOKENS, _MAX_ROUNDS, _MAX_RATE = 100_000, 1_000_000, 1000, 1e6
 
 
-def make_parser(prog: str) -> argparse.ArgumentParser:
-    """The flags, and how to read the result."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=HELP, epilog=_READING, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
-    return parser
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _READING
     add_connection_arguments(parser, INFERENCE_KEY_VARIABLE)
     parser.add_argument("--model", metavar="NAME", help="served model (default: the server's first)")
     parser.add_argument(

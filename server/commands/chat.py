@@ -33,17 +33,10 @@ answered: the answer goes to standard output, what steered it to standard error.
 """
 
 
-def make_parser(prog: str) -> argparse.ArgumentParser:
-    """The flags, with examples."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=HELP, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
-    return parser
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EXAMPLES
     add_connection_arguments(parser, INFERENCE_KEY_VARIABLE)
     parser.add_argument("--model", metavar="NAME", help="served model (default: the server's first)")
     parser.add_argument("--profile", metavar="NAME", help="profile that steers, or NAME@sha256:... (default: none)")

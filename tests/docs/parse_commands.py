@@ -10,21 +10,8 @@ import json
 import sys
 from collections.abc import Iterator
 from importlib.metadata import entry_points
-from typing import Any
 
-from server.cli import GROUP
-
-
-def parser_of(name: str) -> argparse.ArgumentParser:
-    """Parser of `expertsteer NAME`."""
-    [point] = entry_points(group=GROUP, name=name)
-    module: Any = point.load()
-    if hasattr(module, "make_parser"):
-        parser: argparse.ArgumentParser = module.make_parser(f"expertsteer {name}")
-        return parser
-    parser = argparse.ArgumentParser(prog=f"expertsteer {name}")
-    module.add_arguments(parser)
-    return parser
+from server.cli import GROUP, parser_of
 
 
 def options(parser: argparse.ArgumentParser) -> Iterator[str]:
@@ -49,7 +36,7 @@ def problem(parser: argparse.ArgumentParser, arguments: list[str]) -> str | None
 
 def main() -> None:
     """Answer {"options": {command: [option]}, "problems": [[command line, why]]} for a list of command lines."""
-    parsers = {point.name: parser_of(point.name) for point in entry_points(group=GROUP)}
+    parsers = {point.name: parser_of(point.name, point.load()) for point in entry_points(group=GROUP)}
     problems = []
     for name, *arguments in json.load(sys.stdin):
         why = problem(parsers[name], arguments) if name in parsers else "there is no such command"

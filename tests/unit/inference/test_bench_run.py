@@ -9,6 +9,7 @@ import pytest
 from server.bench import checks
 from server.bench.client import BenchError
 from server.bench.plan import Plan
+from server.cli import parser_of
 from server.commands import bench
 from server.inference import InferenceClient
 
@@ -29,7 +30,7 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def call(*arguments: str | Path) -> int:
     """Run the command."""
-    return bench.run(bench.make_parser("expertsteer bench").parse_args([str(each) for each in arguments]))
+    return bench.run(parser_of("bench", bench).parse_args([str(each) for each in arguments]))
 
 
 def test_whole_run(fake: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pseudo_terminal import Terminal
 
+from server.cli import parser_of
 from server.commands import chat
 
 PROMPT = "careful> "
@@ -124,7 +125,7 @@ class TestOnce:
 
         def run(*arguments: str, text: str = "") -> tuple[int, str, str]:
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
-            status = chat.run(chat.make_parser("chat").parse_args(["--server", fake.url, *arguments]))
+            status = chat.run(parser_of("chat", chat).parse_args(["--server", fake.url, *arguments]))
             return status, *capsys.readouterr()
 
         return run
