@@ -23,7 +23,7 @@ demo: setup  ## Serve the embedded lab model with its bundle on PORT (8000)
 	@$(BIN)/expertsteer demo --port $(PORT)
 
 test: setup  ## Run all tests
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: setup  ## Formatting, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ _LOG_TAIL_LINES = 40
 ADMIN_KEY = "admin-key-of-the-tests"
 MAX_BUNDLE_MIB = 2
 # Fixtures that are a server for the whole session.
-SESSION_SERVERS = {"operated", "eager", "compiled", "plain"}
+SESSION_SERVERS = ("operated", "eager", "compiled", "plain")
 
 
 @dataclass(frozen=True)
@@ -151,16 +152,25 @@ class Operated(NamedTuple):
     registry: Path
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests must run in the same process where several run them (`--dist loadgroup`).
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where several processes run tests: those of one file in one of them, as well as all that use a session's server.
 
-    The tests of one file share its servers, and the files that use a server of the session share that.
+    `--dist loadgroup` would be made for that, but pytest 9.2 has no node id that it could change.
     """
-    sharing = {item.path for item in items if SESSION_SERVERS & set(getattr(item, "fixturenames", ()))}
-    for item in items:
-        group = "session servers" if item.path in sharing else str(item.path.relative_to(item.config.rootpath))
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByServer(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "session servers" if _uses_session_server(config.rootpath / file) else file
+
+    return ByServer(config, log)
+
+
+@cache
+def _uses_session_server(file: Path) -> bool:
+    return re.search(rf"\b({'|'.join(SESSION_SERVERS)}): (Server|Any|Operated)\\b", file.read_text()) is not None
 
 
 def _free_port() -> int:
