@@ -170,7 +170,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @cache
 def _uses_session_server(file: Path) -> bool:
-    return re.search(rf"\b({'|'.join(SESSION_SERVERS)}): (Server|Any|Operated)\\b", file.read_text()) is not None
+    return re.search(rf"\b({'|'.join(SESSION_SERVERS)}): (Server|Any|Operated)\b", file.read_text()) is not None
 
 
 def _free_port() -> int:
