@@ -48,6 +48,7 @@ from server.registry.registry import Registry
 from server.rollout import Rollout
 from server.routes import chat, completion, health, messages, metrics, models, playground, responses
 from server.routes.admin import audit, bundles, profiles, root, status
+from server.scrape import Scraper
 from server.seeding import require_servable, retire, seed
 from server.service import SteeringService
 from server.settings import SteeringSettings
@@ -292,6 +293,7 @@ def install(
     from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
     app.state.steering = service
+    app.state.steering_scraper = Scraper(service)
     app.router.routes[:] = [
         route for route in app.router.routes if getattr(route, "path", None) not in _REPLACED_ROUTES
     ]

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from artifacts.errors import quoted
@@ -11,6 +11,7 @@ from server import declaration
 from server.bundle_operations import BundleOperations
 from server.declaration import ROOT_PREFIX, Declaration, DeclaredProfile
 from server.errors import SteeringRequestError
+from server.preconditions import entity_tag
 from server.profile_operations import DECLARATION, ProfileOperations
 from server.registry.errors import RegistryError
 from server.registry.records import Snapshot
@@ -68,6 +69,8 @@ class Convergence:
         self._bundles = bundles
         self._profiles = profiles
         self._acts = acts
+        # Said of a profile that nothing has been tried for.
+        self._otherwise = "not yet done" if acts else "not yet done; the server's first process says why"
         self._declared = declaration.read(path)
         # File and generation of the last round.
         self._seen: tuple[str, int] | None = None
@@ -131,7 +134,7 @@ class Convergence:
             self.applied_generation = snapshot.generation
             logger.info("The profiles are as %s declares (%s).", self.path, self.digest)
         self._seen = (self.digest, snapshot.generation)
-        problems = {name: reasons.get(name, "not yet done") for name in differing}
+        problems = {name: reasons.get(name, self._otherwise) for name in differing}
         self._note(problems if file_problem is None else {**problems, THE_FILE: file_problem})
 
     def _note_change(self, seen: tuple[str, int]) -> None:
@@ -161,36 +164,64 @@ class Convergence:
     async def _apply(self, wanted: Declaration) -> dict[str, str]:
         """Do what can be done; what could not, by profile."""
         snapshot = await asyncio.to_thread(self._registry.snapshot)
-        problems = await self._fetch(wanted, snapshot)
+        lacking = _lacking(wanted, snapshot)
+        # A slow source must not be in the way of what needs none.
+        waiting = {name for names in lacking.values() for name in names}
+        problems = await self._change(wanted, snapshot, waiting)
+        fetching = asyncio.ensure_future(self._fetch(wanted, lacking))
+        try:
+            while not (await asyncio.wait([fetching], timeout=_POLL_S))[0]:
+                if await self._is_outdated():
+                    return problems
+            problems |= fetching.result()
+        finally:
+            fetching.cancel()
+            await asyncio.gather(fetching, return_exceptions=True)
         snapshot = await asyncio.to_thread(self._registry.snapshot)
+        return problems | await self._change(wanted, snapshot, problems.keys())
+
+    async def _change(self, wanted: Declaration, snapshot: Snapshot, leave: Collection[str]) -> dict[str, str]:
+        """Make profiles as the file says, but for some; what could not be, by profile."""
+        problems = {}
         for name in await asyncio.to_thread(self._differing, wanted, snapshot):
-            if name in problems:
+            if name in leave:
                 continue
-            profile = wanted.profiles.get(name)
+            profile, current = wanted.profiles.get(name), snapshot.current(name)
             try:
-                if profile is None:
-                    await self._profiles.delete(name, actor=DECLARATION)
-                else:
+                if profile is not None:
                     await self._profiles.put(name, profile.wanted, actor=DECLARATION)
+                elif current is not None:
+                    # A name that has left the file is everybody's, and somebody may just have taken it.
+                    tag = entity_tag(current.generation)
+                    await self._profiles.delete(name, actor=DECLARATION, if_match=tag)
             except Exception as error:  # noqa: BLE001 - one profile, a full disk included, must not be in the others' way
                 problems[name] = _reason(error)
         return problems
 
-    async def _fetch(self, wanted: Declaration, snapshot: Snapshot) -> dict[str, str]:
+    async def _is_outdated(self) -> bool:
+        """Whether the file says something else by now."""
+        try:
+            return await asyncio.to_thread(declaration.read, self.path, self._declared) is not self._declared
+        except ValueError:
+            return False
+
+    async def _fetch(self, wanted: Declaration, lacking: Mapping[str, Sequence[str]]) -> dict[str, str]:
         """Bring in the bundles that the registry lacks, each once; what could not be, by profile that needs it."""
-        lacking: dict[str, list[str]] = {}
-        for name, profile in wanted.profiles.items():
-            record = snapshot.bundles.get(profile.bundle)
-            if record is None or record.is_draining:
-                lacking.setdefault(profile.bundle, []).append(name)
         transfers = asyncio.Semaphore(_MAX_TRANSFERS)
 
-        async def fetch(names: list[str]) -> str | None:
-            sources = [wanted.profiles[name] for name in names if wanted.profiles[name].source is not None]
+        async def fetch(names: Sequence[str]) -> str | None:
+            given = {(each.source, each.signature): each for each in (wanted.profiles[name] for name in names)}
+            sources = [profile for profile in given.values() if profile.source is not None]
             if not sources:
                 return f"The registry has no bundle {wanted.profiles[names[0]].bundle}; give its source."
+            failures = []
             async with transfers:
-                return await self._add(sources[0])
+                for profile in sources:
+                    failure = await self._add(profile)
+                    if failure is None:
+                        return None
+                    failures.append(failure)
+            return " ".join(dict.fromkeys(failures))
 
         failures = await asyncio.gather(*(fetch(names) for names in lacking.values()))
         return {
@@ -238,6 +269,16 @@ class Convergence:
                 if versions[0].actor == DECLARATION and name not in wanted.profiles
             ]
         return differing
+
+
+def _lacking(wanted: Declaration, snapshot: Snapshot) -> dict[str, list[str]]:
+    """Names of the profiles whose bundle the registry does not have, by its digest."""
+    lacking: dict[str, list[str]] = {}
+    for name, profile in wanted.profiles.items():
+        record = snapshot.bundles.get(profile.bundle)
+        if record is None or record.is_draining:
+            lacking.setdefault(profile.bundle, []).append(name)
+    return lacking
 
 
 def _reason(error: Exception) -> str:

@@ -37,6 +37,7 @@ class ErrorCode(StrEnum):
     DIGEST_MISMATCH = "steering_digest_mismatch"
     TOO_LARGE = "steering_too_large"
     NO_SPACE = "steering_no_space"
+    STORAGE_FAILED = "steering_storage_failed"
     # Of access.
     KEY_INVALID = "invalid_api_key"
     ACCESS_DENIED = "steering_access_denied"

@@ -16,7 +16,8 @@ from server.errors import ErrorCode, SteeringRequestError
 from server.schema import steering_key
 from server.service import SteeringService
 
-_FORM_FIELD = re.compile(rb"content-disposition:\s*form-data;\s*name=\"(steer[^\"]{0,64})", re.IGNORECASE)
+_FORM_FIELD = re.compile(rb"content-disposition:[^\r\n]*;\s*name=\"?(steer[^\";\r\n]{0,64})", re.IGNORECASE)
+_POLICY_VIOLATION = 1008
 _DRAINING = SteeringRequestError(
     ErrorCode.DRAINING,
     "This server is shutting down and takes no more requests; send it to another one.",
@@ -43,6 +44,9 @@ class SteeringGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with 400."""
+        if scope["type"] == "websocket":
+            await self._guard_websocket(scope, receive, send)
+            return
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
             await self._app(scope, receive, send)
             return
@@ -67,6 +71,35 @@ class SteeringGuard:
             f"{' or '.join(sorted(STEERED_PATHS))}.",
         )
         await refusal.response(route=route)(scope, receive, send)
+
+    async def _guard_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Close a connection that asks for steering: vLLM's realtime route takes a model's name and nothing else."""
+        service: SteeringService = scope["app"].state.steering
+        is_closed = False
+
+        async def close() -> None:
+            nonlocal is_closed
+            is_closed = True
+            service.metrics.refused(ErrorCode.UNSUPPORTED.value, [])
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": ErrorCode.UNSUPPORTED.value})
+
+        async def receive_checked() -> Message:
+            message = await receive()
+            # Sound comes as text too; what cannot hold a request for steering is not parsed twice.
+            text = message.get("text") or ""
+            if ("steer" in text or "@" in text) and _asked_in_body(text.encode(), service, heeds_model=False):
+                await close()
+                return {"type": "websocket.disconnect", "code": _POLICY_VIOLATION}
+            return message
+
+        async def send_open(message: Message) -> None:
+            if not is_closed:
+                await send(message)
+
+        if _asked_in_query(scope["query_string"]) is not None:
+            await close()
+        else:
+            await self._app(scope, receive_checked, send_open)
 
 
 async def _read(receive: Receive) -> list[Message]:

@@ -10,6 +10,7 @@ from server.auth.audit import REQUEST_ID, AuditLog
 from server.engine.client import SteeringEngineError
 from server.errors import SteeringRequestError
 from server.metrics.metrics import SteeringMetrics
+from server.metrics.operation_counters import outcome_of
 from server.reconciler import StagingError
 from server.refusals import refusal_of
 from server.registry.errors import RegistryError
@@ -71,7 +72,7 @@ class OperationRecorder:
                 except _KNOWN_ERRORS as error:
                     raise refusal_of(error) from error
         except SteeringRequestError as error:
-            operation.outcome, operation.reason = "refused", f"{error.code.value}: {error}"
+            operation.outcome, operation.reason = outcome_of(error), f"{error.code.value}: {error}"
             raise
         except BaseException as error:
             operation.outcome, operation.reason = "failed", repr(error)

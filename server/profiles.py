@@ -14,7 +14,7 @@ from server.engine.steering import Steering, Term
 from server.errors import ErrorCode, SteeringRequestError
 from server.lowering import kept_interventions
 from server.registry.records import ProfileSettings
-from server.schema import ProfileRef, Receipt
+from server.schema import MAX_NAME_LENGTH, ProfileRef, Receipt
 from steering_kernels import MAX_OPS, NUM_GATES
 
 # 0.1 + 0.2 is not over a maximum of 0.3.
@@ -206,8 +206,8 @@ class ProfileTable:
         versions = self._versions.get(name)
         if versions is None:
             usable = [profile.name for profile in self.usable_by(identity)]
-            # Of a thousand names this would take longer than a step of the engine.
-            near = difflib.get_close_matches(name, usable[:_MAX_COMPARED], n=3, cutoff=0.4)
+            # Of a thousand names, or of one without end, this would take longer than a step of the engine.
+            near = difflib.get_close_matches(name[:MAX_NAME_LENGTH], usable[:_MAX_COMPARED], n=3, cutoff=0.4)
             shown = ", ".join(usable[:_MAX_LISTED]) + (", ..." if len(usable) > _MAX_LISTED else "")
             served = f"Near names: {', '.join(near)}." if near else f"Served: {shown or 'none'}."
             raise SteeringRequestError(

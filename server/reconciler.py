@@ -135,7 +135,8 @@ class Reconciler:
         self._view: _View | None = None
         self._shown: tuple[Snapshot, frozenset[str]] | None = None
         self._is_unfinished = False
-        self._retry_at: dict[str, float] = {}
+        # By key of a program that could not be loaded: when to try again, and why.
+        self._failed: dict[str, tuple[float, str]] = {}
         self._again_at = 0.0
         self._looked_at = 0.0
         self._published: _Said | None = None
@@ -296,7 +297,12 @@ class Reconciler:
             # This process stood still for so long that the others forgot it, and what its engine holds.
             async with self._lock:
                 for key in await self._engine.holds():
-                    await self._load(key)
+                    try:
+                        await self._load(key)
+                    except (RegistryError, BundleError, ValueError) as error:
+                        # Its bundle was deleted meanwhile, say; what is not noted would stay for ever.
+                        logger.warning("%s is not held any more: %s", key, error)
+                        await self._engine.unload(key)
 
     def _said(self) -> _Said:
         # Not what is only intended: an intent may be taken back at any moment.
@@ -366,15 +372,17 @@ class Reconciler:
 
     async def _try_stage(self, key: str) -> str | None:
         """Stage a program; None, or what was in the way. What failed is not tried again at once."""
-        if time.monotonic() < self._retry_at.get(key, 0.0):
-            return f"{key} could not be loaded"
+        retry_at, reason = self._failed.get(key, (0.0, ""))
+        if time.monotonic() < retry_at:
+            return reason
         try:
             await self.stage(key)
         except (StagingError, RegistryError) as error:
-            self._retry_at[key] = time.monotonic() + _RETRY_S
-            logger.warning("Cannot load %s: %s", key, error)
+            if reason != str(error):
+                logger.warning("Cannot load %s: %s", key, error)
+            self._failed[key] = (time.monotonic() + _RETRY_S, str(error))
             return str(error)
-        self._retry_at.pop(key, None)
+        self._failed.pop(key, None)
         return None
 
     def _show(self, snapshot: Snapshot, holdings: Collection[str]) -> None:

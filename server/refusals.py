@@ -52,7 +52,8 @@ def refusal_of(error: Exception) -> SteeringRequestError:
             code, status = _OF_SOURCE.get(error.code, (ErrorCode.SOURCE_REFUSED, HTTPStatus.CONFLICT))
             return SteeringRequestError(code, str(error), status, None)
         case RegistryError():
-            code, status = _OF_REGISTRY.get(error.code, (ErrorCode.CONFLICT_STATE, HTTPStatus.CONFLICT))
+            # What is no refusal is a failure of the disk, or of what lies on it.
+            code, status = _OF_REGISTRY.get(error.code, (ErrorCode.STORAGE_FAILED, HTTPStatus.INTERNAL_SERVER_ERROR))
             return SteeringRequestError(code, str(error), status, None)
         case SteeringEngineError():
             message = f"The engine does not answer as it should: {error}"

@@ -87,13 +87,14 @@ class Rollout:
         """Ask every instance to load a program that nothing in the registry names yet."""
         members, member = self._registry.members, self._reconciler.member
         async with self._intending:
-            self._intents[key] += 1
             try:
                 await asyncio.to_thread(members.intend, member, key)
             except RegistryError:
                 # The others had given this process up; now it is back.
                 await self._reconciler.publish()
                 await asyncio.to_thread(members.intend, member, key)
+            # Not before: what was not noted is not to be taken back.
+            self._intents[key] += 1
         try:
             yield
         finally:

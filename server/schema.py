@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, WrapValidator, model_validator
@@ -13,12 +13,13 @@ from artifacts.manifest import Scope
 from server.errors import ErrorCode
 
 FIELD = "steering_profile"
-_MAX_NAME_LENGTH = 256
+MAX_NAME_LENGTH = 256
 _MAX_PROFILES = 32
 # Objects in a request whose unknown keys vLLM passes on or drops in silence.
 _SWALLOWED = ("vllm_xargs", "sampling_params", "extra_args", "extra_body")
 # How alike an unknown key must be to `steering_profile` before it counts as a slip of the pen ("stearing_profile").
 _SIMILARITY = 0.8
+_MAX_COMPARED = 256
 
 
 class ProfileRef(BaseModel):
@@ -82,9 +83,9 @@ def _parse_ref(value: Any) -> ProfileRef:
             ErrorCode.FIELD_UNKNOWN, f"{FIELD} has unknown key {quoted(unknown[0])}; known: name, strength, scope."
         )
     name, strength, scope = value.get("name"), value.get("strength"), value.get("scope")
-    if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME_LENGTH:
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_LENGTH:
         raise _error(
-            ErrorCode.PROFILE_INVALID, f"name is {quoted(name)}, expected 1 to {_MAX_NAME_LENGTH} characters of text."
+            ErrorCode.PROFILE_INVALID, f"name is {quoted(name)}, expected 1 to {MAX_NAME_LENGTH} characters of text."
         )
     if scope is not None and (not isinstance(scope, str) or scope not in list(Scope)):
         raise _error(ErrorCode.SCOPE_INVALID, f"scope is {quoted(scope)}, expected one of: {', '.join(Scope)}.")
@@ -165,29 +166,33 @@ def steering_key(data: Mapping[Any, Any], known: Collection[str] = ()) -> str | 
         known: names that the request model declares and therefore heeds.
 
     Returns:
-        The key, with its parents joined by dots; None when there is none.
+        The key, with its parents joined by dots; None when there is none. After `_MAX_COMPARED` keys that might be
+        misspelt, the next counts as one: comparing without end would hold up all other requests.
     """
-    for key in data:
-        if isinstance(key, str) and key not in known and _means_steering(key):
-            return key
+    matcher = difflib.SequenceMatcher(None, b=FIELD)
+    num_compared = 0
+    for path, key in _swallowed(data, known):
+        folded = key.strip().lower()
+        if folded.startswith("steer"):
+            return path
+        matcher.set_seq1(folded)
+        if matcher.real_quick_ratio() >= _SIMILARITY:
+            num_compared += 1
+            if num_compared > _MAX_COMPARED or matcher.ratio() >= _SIMILARITY:
+                return path
+    return None
+
+
+def _swallowed(data: Mapping[Any, Any], known: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Keys that vLLM would swallow, each with its path."""
+    yield from ((key, key) for key in data if isinstance(key, str) and key not in known)
     # A loop, because a request may nest these as deep as the interpreter's stack.
     places = [(parent, data.get(parent)) for parent in _SWALLOWED]
     while places:
         path, nested = places.pop()
         if isinstance(nested, Mapping):
-            for key in nested:
-                if isinstance(key, str) and _means_steering(key):
-                    return f"{path}.{key}"
+            yield from ((f"{path}.{key}", key) for key in nested if isinstance(key, str))
             places += [(f"{path}.{parent}", nested.get(parent)) for parent in _SWALLOWED]
-    return None
-
-
-def _means_steering(key: str) -> bool:
-    folded = key.strip().lower()
-    if folded.startswith("steer"):
-        return True
-    matcher = difflib.SequenceMatcher(None, folded, FIELD)
-    return matcher.real_quick_ratio() >= _SIMILARITY and matcher.ratio() >= _SIMILARITY
 
 
 class Receipt(BaseModel):

@@ -14,16 +14,45 @@ from server.service import SteeringService
 logger = logging.getLogger("vllm.expertsteer")
 
 
-async def scrape(service: SteeringService) -> list[Metric]:
+_ENGINE_TIMEOUT_S = 5.0
+
+
+class Scraper:
+    """Makes one scrape at a time: anybody may ask for one, and the engine answers between two of its steps."""
+
+    def __init__(self, service: SteeringService) -> None:
+        """Take what is scraped."""
+        self._service = service
+        self._running: asyncio.Task[list[Metric]] | None = None
+
+    async def scrape(self) -> list[Metric]:
+        """Every steering series of this server. Who asks while a scrape runs gets the next one, with all who wait.
+
+        Raises:
+            RegistryError: the registry cannot be read or written.
+        """
+        before = self._running
+        if before is not None and not before.done():
+            await asyncio.wait([before])
+        if self._running is before:
+            self._running = asyncio.create_task(_scrape(self._service))
+        assert self._running is not None
+        return await asyncio.shield(self._running)
+
+
+async def _scrape(service: SteeringService) -> list[Metric]:
     """Every steering series of this server, whichever of its processes is asked.
 
-    This process publishes its own counters first, so that the next scrape, of another process, sees no less.
+    An engine that does not answer in time gives no figures, as one that has died: so the scrape says so before
+    Prometheus gives up on it. This process publishes its own counters first, so that the next scrape, of another
+    process, sees no less.
     """
     try:
-        await service.metrics.receipts.reconcile(service.engine.ended)
-        engine = await service.engine.counters()
-    except SteeringEngineError as error:
-        logger.warning("The engine gives no figures: %s", error)
+        async with asyncio.timeout(_ENGINE_TIMEOUT_S):
+            await service.metrics.receipts.reconcile(service.engine.ended)
+            engine = await service.engine.counters()
+    except (SteeringEngineError, TimeoutError) as error:
+        logger.warning("The engine gives no figures: %s", str(error) or f"no answer in {_ENGINE_TIMEOUT_S:g} s")
         engine = NO_ENGINE
     await service.reconciler.publish()
     registry = service.registry

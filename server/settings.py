@@ -132,7 +132,7 @@ class SteeringSettings:
             type=_positive,
             default=DEFAULT_WRITE_RATE,
             metavar="N",
-            help="Changes per second that the admin API takes from each key, after a burst of five times as many "
+            help="Changes per second that each API process takes from each key, after a burst of five times as many "
             "(default: %(default)s).",
         )
         group.add_argument(

@@ -45,6 +45,11 @@ _REFUSALS: dict[ErrorCode, _Refusal] = {
     ErrorCode.NOT_APPLIED: _Refusal(
         "500", "The engine did not report that it steered, so there is no answer.", "Try again; see the server's log."
     ),
+    ErrorCode.STORAGE_FAILED: _Refusal(
+        "500",
+        "The disk of the registry failed, or what lies on it is damaged.",
+        "See the server's log; run `expertsteer registry verify`.",
+    ),
     ErrorCode.DRAINING: _Refusal("503", "The server is shutting down.", "Send the request to another server."),
     ErrorCode.REQUEST_INVALID: _Refusal(
         "400, 404, 405, 411, 415", "Body, header, address or parameter is wrong.", "Correct what the message names."

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 # vLLM shows loggers under its own name only.
 _logger = logging.getLogger("vllm.expertsteer.access")
 
 MAX_KEY_LENGTH = 512
 SHORT_KEY_LENGTH = 16
+_WILD = frozenset("*?[")
 _KEY = re.compile(rf"[!-~]{{1,{MAX_KEY_LENGTH}}}")
 
 
@@ -42,7 +44,18 @@ class Identity:
 
     def may_use(self, profile: str) -> bool:
         """Whether requests of this identity may name a profile."""
-        return self.profiles is None or any(fnmatchcase(profile, pattern) for pattern in self.profiles)
+        if self.profiles is None:
+            return True
+        return profile in self._names or any(fnmatchcase(profile, pattern) for pattern in self._patterns)
+
+    # Of a thousand names, one is found at once; only patterns are gone through.
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(self.profiles or ())
+
+    @cached_property
+    def _patterns(self) -> tuple[str, ...]:
+        return tuple(pattern for pattern in self.profiles or () if not _WILD.isdisjoint(pattern))
 
 
 ANONYMOUS = Identity("anonymous", Role.INFERENCE)

@@ -28,6 +28,7 @@ class FileState(NamedTuple):
     inode: int
     modified_ns: int
     num_bytes: int
+    changed_ns: int  # of its permissions too
 
 
 class KeyRing:
@@ -56,6 +57,8 @@ class KeyRing:
         self._lock = threading.Lock()
         self._checked_at = time.monotonic()
         self._state = self._file_state()
+        # Why the file could not be used when it was last read.
+        self._problem: str | None = None
         self._keys = self._load()
 
     @staticmethod
@@ -121,14 +124,18 @@ class KeyRing:
         try:
             self._checked_at = time.monotonic()
             state = self._file_state()
-            if state == self._state:
+            if state == self._state and self._problem is None:
                 return
             self._state = state
             try:
                 self._keys = self._load()
             except ValueError as error:
-                _logger.error("The keys stay as they were: %s", error)
+                # The next look may succeed, though nothing of the file has changed.
+                if str(error) != self._problem:
+                    _logger.error("The keys stay as they were: %s", error)
+                self._problem = str(error)
             else:
+                self._problem = None
                 _logger.info("%d keys are known now.", len(self._keys))
         finally:
             self._lock.release()
@@ -140,7 +147,7 @@ class KeyRing:
             status = self._file.stat()
         except OSError:
             return None
-        return FileState(status.st_ino, status.st_mtime_ns, status.st_size)
+        return FileState(status.st_ino, status.st_mtime_ns, status.st_size, status.st_ctime_ns)
 
     def _load(self) -> tuple[Key, ...]:
         from_file = () if self._file is None else read_keys(self._file)

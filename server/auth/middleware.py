@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 
 from starlette._utils import get_route_path
@@ -11,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from artifacts.errors import quoted
 from server.auth.keys import ANONYMOUS, Identity, KeyRing
 from server.auth.rate import RateLimit
-from server.auth.rules import WEBSOCKET, Access, access_of, is_steering, permits
+from server.auth.rules import WEBSOCKET, Access, access_of, explicit, is_steering, permits
 from server.errors import ErrorCode, SteeringRequestError
 
 # Where routes find whom a request is from: `scope["state"][IDENTITY]`.
@@ -20,6 +21,7 @@ _POLICY_VIOLATION = 1008
 # What needs no key as long as there are none for inference.
 _FREE = (Access.INFERENCE, Access.KNOWN)
 _MAX_INSTANCE = 256
+_REFRESH_TIMEOUT_S = 1.0
 _HOW = "as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
 
 
@@ -40,6 +42,9 @@ class AccessMiddleware:
         """
         self._app, self._keys = app, keys
         self._limit = RateLimit() if limit is None else limit
+        # Of its own: the threads that all others share may wait for the registry's disk.
+        self._refresher = ThreadPoolExecutor(1, thread_name_prefix="steering-keys")
+        self._refreshing: asyncio.Future[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, with its identity, or refuse it."""
@@ -47,7 +52,7 @@ class AccessMiddleware:
             await self._app(scope, receive, send)
             return
         if self._keys.is_due():
-            await asyncio.to_thread(self._keys.refresh)
+            await self._refresh()
         try:
             identity = self._admit(scope)
         except SteeringRequestError as refusal:
@@ -60,6 +65,12 @@ class AccessMiddleware:
         scope.setdefault("state", {})[IDENTITY] = identity
         await self._app(scope, receive, send)
 
+    async def _refresh(self) -> None:
+        """Look at the keys file; a file system that does not answer holds up one request, and not for long."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.get_running_loop().run_in_executor(self._refresher, self._keys.refresh)
+            await asyncio.wait([self._refreshing], timeout=_REFRESH_TIMEOUT_S)
+
     def _admit(self, scope: Scope) -> Identity:
         """Identity that a request goes on with.
 
@@ -71,7 +82,7 @@ class AccessMiddleware:
         access = access_of(method, path)
         changes_steering = access is Access.WRITE and is_steering(path)
         if not self._keys.has_any:
-            if changes_steering:
+            if access is Access.WRITE and explicit(method, path):
                 raise _refuse(
                     ErrorCode.ADMIN_DISABLED,
                     f"{method} {quoted(path)} needs a write key and this server has none; start it with one to change "

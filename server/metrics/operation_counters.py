@@ -7,7 +7,7 @@ from typing import Any
 
 # From an alias flip of some milliseconds to a download that runs into its time limit.
 BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-# Names of `server.operations`; their series exist from the start.
+# Their series exist from the start.
 OPERATIONS = ("bundle.add", "bundle.delete", "profile.put", "profile.rollback", "profile.delete")
 OUTCOMES = ("ok", "refused", "failed", "aborted")
 INTERNAL = "internal"

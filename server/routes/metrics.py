@@ -7,8 +7,7 @@ from server.engine.launch import metrics_registry
 from server.metrics.exposition import render
 from server.refusals import refusal_of
 from server.registry.errors import RegistryError
-from server.scrape import scrape
-from server.service import SteeringService
+from server.scrape import Scraper
 
 router = APIRouter()
 
@@ -16,9 +15,9 @@ router = APIRouter()
 @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
 async def show_metrics(raw_request: Request) -> Response:
     """Prometheus' text format, or OpenMetrics where the client asks for it."""
-    service: SteeringService = raw_request.app.state.steering
+    scraper: Scraper = raw_request.app.state.steering_scraper
     try:
-        families = await scrape(service)
+        families = await scraper.scrape()
     except RegistryError as error:
         raise refusal_of(error) from error
     text, content_type = render(families, raw_request.headers.get("accept"), metrics_registry())

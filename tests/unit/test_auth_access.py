@@ -139,11 +139,22 @@ def test_without_any_key() -> None:
     with make_client(KeyRing.load(None)) as client:
         for kind, route in ROUTES.items():
             response = client.request(*route)
-            if kind == "write":
+            if access_of(*route) is Access.WRITE and explicit(*route):
                 assert response.status_code == 403
                 assert response.json()["error"]["code"] == "steering_admin_disabled"
             else:
                 assert (response.status_code, response.json()["name"]) == (200, "anonymous")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/sleep"), ("POST", "/v1/load_lora_adapter"), ("GET", "/server_info")]
+)
+def test_without_any_key_the_engine_cannot_be_changed(method: str, path: str) -> None:
+    with make_client(KeyRing.load(None)) as client:
+        response = client.request(method, path)
+        assert (response.status_code, response.json()["error"]["code"]) == (403, "steering_admin_disabled")
+        # The router knows better what there is not than a key could tell.
+        assert client.request(method, "/there-is-no-such-route").status_code == 200
 
 
 def test_without_a_write_key() -> None:

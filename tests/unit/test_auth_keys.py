@@ -335,6 +335,24 @@ class TestRotation:
         assert name_of(ring, OPS) == "ops"
         assert ring.identify(READER) is None
 
+    def test_what_could_not_be_read_is_read_again(
+        self, write_keys: Callable[[object], Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A file whose permissions are repaired has the same bytes and the same time as before."""
+        ring = KeyRing.load(write_keys(ENTRIES[:1]))
+        write_keys(ENTRIES[1:])
+        with monkeypatch.context() as patch:
+
+            def fail(_: Path) -> None:
+                raise ValueError("permission denied")
+
+            patch.setattr(keys_module, "read_keys", fail)
+            ring.refresh()
+        assert name_of(ring, OPS) == "ops"
+        ring.refresh()
+        assert ring.identify(OPS) is None
+        assert name_of(ring, READER) == "reader"
+
     def test_emptied_file_closes(self, write_keys: Callable[[object], Path]) -> None:
         ring = KeyRing.load(write_keys(ENTRIES))
         write_keys([])

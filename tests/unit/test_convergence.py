@@ -158,6 +158,61 @@ async def test_a_source_that_comes_later(converge: Any, declare: Any, place: Any
         assert node.resolve("q") == [two]
 
 
+async def test_another_source_of_the_same_bundle(converge: Any, declare: Any, place: Any) -> None:
+    one, of_one = place("one")
+    declare(p=of_one | {"source": "root:gone.safetensors"}, q=of_one)
+    async with converge() as (node, following):
+        await eventually(lambda: following.is_applied)
+        assert node.resolve("p") == node.resolve("q") == [one]
+
+
+async def test_a_slow_source_is_in_nobodys_way(
+    converge: Any, declare: Any, place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, of_one = place("one")
+    _, of_two = place("two", 2)
+    declare(p=of_one)
+    async with converge() as (node, following):
+        await eventually(lambda: following.is_applied)
+        add, was_cancelled = node.bundles.add_from_root, asyncio.Event()
+
+        async def add_slowly(name: str, **fields: Any) -> Any:
+            if name != "two.safetensors":
+                return await add(name, **fields)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                was_cancelled.set()
+
+        monkeypatch.setattr(node.bundles, "add_from_root", add_slowly)
+        declare(p=of_one | {"strength": 0.25}, q=of_two)
+        await eventually(lambda: node.registry.snapshot().current("p").settings.strength == 0.25)
+        assert node.registry.snapshot().current("q") is None
+        declare(p=of_one)
+        await eventually(lambda: following.is_applied and following.num_profiles == 1)
+        assert was_cancelled.is_set()
+        assert node.resolve("p") == [one]
+
+
+async def test_pruning_spares_what_somebody_else_has_just_made(
+    converge: Any, declare: Any, place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, of_one = place("one")
+    declare(p=of_one, q=of_one)
+    async with converge() as (node, following):
+        await eventually(lambda: following.is_applied)
+        delete = node.profiles.delete
+
+        async def delete_late(name: str, **fields: Any) -> None:
+            await node.put("q", one, strength=0.125)
+            await delete(name, **fields)
+
+        monkeypatch.setattr(node.profiles, "delete", delete_late)
+        declare(p=of_one)
+        await eventually(lambda: following.num_profiles == 1 and following.is_applied)
+        assert node.registry.snapshot().current("q").settings.strength == 0.125
+
+
 async def test_wrong_digest(converge: Any, declare: Any, place: Any) -> None:
     _, of_one = place("one")
     declare(p=of_one | {"digest": f"sha256:{'0' * 64}"})
@@ -205,7 +260,7 @@ async def test_other_processes_watch(converge: Any, declare: Any, place: Any) ->
     _, of_one = place("one")
     declare(p=of_one)
     async with converge("a", acts=False) as (node, watching):
-        await eventually(lambda: watching.problems == {"p": "not yet done"})
+        await eventually(lambda: watching.problems.keys() == {"p"})
         assert node.registry.snapshot().bundles == {}
         assert (await refused(node.put("p", of_one["digest"]))).code == ErrorCode.CONFLICT_STATE
         async with converge("b") as (_, following):

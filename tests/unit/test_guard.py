@@ -9,8 +9,9 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server.guard import STEERED_PATHS, SteeringGuard
 from server.profiles import ProfileTable
@@ -46,6 +47,50 @@ def test_a_server_that_ends_takes_nothing_new(client: TestClient) -> None:
     assert response.headers["retry-after"] == "1"
     assert client.put("/v1/steering/profiles/x", json={}).status_code == 503
     assert client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "sent", "is_heard"),
+    [
+        ("", {"type": "session.update", "model": "lab"}, True),
+        ("", {"type": "input", "audio": "steer@"}, True),
+        ("", {"type": "session.update", "model": "lab", "steering_profile": "x"}, False),
+        ("", {"type": "session.update", "model": "lab@x"}, False),
+        ("?steering_profile=x", None, False),
+    ],
+)
+def test_websockets(make_service: Callable[..., SteeringService], query: str, sent: Any, is_heard: bool) -> None:
+    async def answer(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.send_text(await websocket.receive_text())
+
+    routes = [WebSocketRoute("/v1/realtime", answer)]
+    app = Starlette(routes=routes, middleware=[Middleware(SteeringGuard)])
+    app.state.steering = make_service(ProfileTable({}))
+
+    def talk() -> str:
+        with TestClient(app).websocket_connect(f"/v1/realtime{query}") as websocket:
+            websocket.send_text(json.dumps(sent))
+            return websocket.receive_text()
+
+    if is_heard:
+        assert json.loads(talk()) == sent
+        return
+    with pytest.raises(WebSocketDisconnect) as caught:
+        talk()
+    assert caught.value.code == 1008
+    assert app.state.steering.metrics.snapshot()["refusals"]["steering_unsupported"] == 1
+
+
+@pytest.mark.parametrize(
+    "header",
+    ['form-data; name="steering_profile"', "form-data; name=steering_profile", 'form-data; x="a"; name="steering_x"'],
+)
+def test_forms(client: TestClient, header: str) -> None:
+    body = f"--b\r\nContent-Disposition: {header}\r\n\r\nmedical\r\n--b--\r\n"
+    response = client.post("/v1/audio/transcriptions", content=body.encode())
+    assert response.status_code == 400
+    assert "form field" in response.json()["error"]["message"]
 
 
 def assert_refused(response: Any, name: str) -> None:
@@ -259,6 +304,5 @@ async def test_other_protocols_pass() -> None:
     async def never(*_: Any) -> Any:
         raise AssertionError
 
-    for kind in ("lifespan", "websocket"):
-        await SteeringGuard(app)({"type": kind}, never, never)
-    assert seen == ["lifespan", "websocket"]
+    await SteeringGuard(app)({"type": "lifespan"}, never, never)
+    assert seen == ["lifespan"]

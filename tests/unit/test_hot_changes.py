@@ -14,6 +14,7 @@ from server.auth.audit import REQUEST_ID
 from server.engine.client import EngineErrorCode, SteeringEngineError
 from server.errors import ErrorCode, SteeringRequestError
 from server.outcomes import ProfileSpec
+from server.registry.errors import RegistryError, RegistryErrorCode
 from server.registry.registry import Registry
 
 
@@ -207,6 +208,42 @@ async def test_two_servers_on_one_registry(start_process: Any, bundle_file: Any)
         two.engine.load_error = None
         second = await adding
         assert second in two.engine.resident
+
+
+async def test_an_intent_that_could_not_be_noted_is_none(
+    start_process: Any, bundle_file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with start_process() as node:
+        with monkeypatch.context() as patch:
+
+            def fail(*_: Any) -> None:
+                raise RegistryError(RegistryErrorCode.IO, "The disk is full.")
+
+            patch.setattr(node.registry.members, "intend", fail)
+            refusal = await refused(node.add(bundle_file("one")))
+            assert (refusal.code, refusal.status) == (ErrorCode.STORAGE_FAILED, 500)
+        digest = await node.add(bundle_file("one"))
+        await node.bundles.delete(digest, actor="ops", drain=False, timeout_s=1)
+        assert digest not in node.engine.resident
+        log = (node.registry.directory / "audit.jsonl").read_text().splitlines()
+        assert [json.loads(line)["outcome"] for line in log] == ["failed", "ok", "ok"]
+
+
+async def test_the_reason_stays_while_nothing_is_tried(start_process: Any, bundle_file: Any) -> None:
+    async with start_process() as node:
+        digest = await node.add(bundle_file("one"))
+        await node.put("p", digest)
+        await node.put("q", digest)
+        node.engine.load_error = SteeringEngineError("No room for it.", EngineErrorCode.NO_ROOM)
+        num_loads = node.engine.calls["load"]
+        # As if it had never been loaded.
+        node.registry.members.release(node.reconciler.instance, digest)
+        node.registry.delete_profile("q", actor="cli")
+        for _ in range(3):
+            await asyncio.sleep(0.3)
+            await node.reconciler.refresh(is_forced=True)
+            assert "No room for it." in str(node.reconciler.problem)
+        assert node.engine.calls["load"] == num_loads + 1
 
 
 async def test_a_delete_that_died(start_process: Any, bundle_file: Any, tmp_path: Path) -> None:

@@ -198,3 +198,12 @@ def test_any_value_is_understood_or_refused_with_a_code(value: Any) -> None:
 def test_any_body_is_checked_without_an_exception(body: dict[str, Any]) -> None:
     name = steering_key(body, ())
     assert name is None or isinstance(name, str)
+
+
+def test_so_many_unknown_keys_are_not_compared() -> None:
+    """Each comparison takes as long as a step of the engine takes a hundredth of."""
+    many = {f"{number:016d}": 0 for number in range(100_000)}
+    assert steering_key(many) == f"{256:016d}"
+    assert steering_key(many, known=many) is None
+    assert steering_key({f"{number:040d}": 0 for number in range(1000)}) is None, "these are none that are misspelt"
+    assert steering_key({"vllm_xargs": many}) == f"vllm_xargs.{256:016d}"

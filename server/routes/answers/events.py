@@ -1,15 +1,25 @@
 """Answers whose streams are of named events, one of which sums the answer up."""
 
 import json
+import logging
 from abc import abstractmethod
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from http import HTTPStatus
 from typing import Any, ClassVar
 
-from server.errors import SteeringRequestError
+from server.errors import ErrorCode, SteeringRequestError
 from server.routes.answers.answer import Answer, to_data
 
+logger = logging.getLogger("vllm.expertsteer")
+
 _EVENT, _DATA = "event: ", "data: "
+_BROKEN = SteeringRequestError(
+    ErrorCode.NOT_APPLIED,
+    "The engine failed before the answer was complete; do not use it, and try again.",
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+    None,
+)
 _ERROR = "error"
 
 
@@ -27,6 +37,19 @@ class EventAnswer(Answer):
     FAILING: ClassVar[frozenset[str]] = frozenset({_ERROR})
 
     async def _events(self, chunks: Any) -> AsyncGenerator[str]:
+        chunk = ""
+        try:
+            async with aclosing(self._amended(chunks)) as events:
+                async for chunk in events:
+                    yield chunk
+        except Exception:
+            # Where vLLM has no event for an engine that fails; without one, clients take the end for the answer's.
+            logger.exception("A stream broke off.")
+            self.outcome = "failed"
+            number = _body_of(chunk).get("sequence_number", -1) if chunk.startswith(_EVENT) else -1
+            yield _event(_ERROR, self._error(_BROKEN, {"sequence_number": number + 1}))
+
+    async def _amended(self, chunks: Any) -> AsyncGenerator[str]:
         has_failed = False
         async with aclosing(chunks):
             async for chunk in chunks:

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any, NamedTuple
 
 import pytest
@@ -179,6 +180,23 @@ async def test_an_error_in_the_stream_passes(rig: Any, api: Api) -> None:
 
 async def test_an_answer_with_an_error_has_failed(rig: Any, api: Api) -> None:
     await rig.stream(ERROR, *events(api), steering_profile="careful")
+    assert rig.outcomes == {"failed": 1}
+
+
+async def test_a_stream_that_breaks_off_says_so(rig: Any, api: Api) -> None:
+    async def break_off() -> AsyncIterator[str]:
+        async with aclosing(generate()) as chunks:
+            async for chunk in chunks:
+                yield chunk
+        raise RuntimeError("boom")
+
+    generate, rig.generate = rig.generate, break_off
+    chunks = [*map(event, api.opening), DELTA, event({"type": "delta", "sequence_number": 6})]
+    received = await rig.stream(*chunks, steering_profile="careful")
+    assert received[:-1] == chunks
+    body = body_of(received[-1])
+    assert body["type"] == "error" and body["error"]["code"] == "steering_not_applied"
+    assert api is MESSAGES or body["sequence_number"] == 7
     assert rig.outcomes == {"failed": 1}
 
 
