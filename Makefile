@@ -1,9 +1,10 @@
-# The same commands everywhere. `make demo` and `make test` do all the set-up on a fresh machine without a GPU.
+# The same commands everywhere. Each installs the Python packages that it needs, on a fresh machine without a GPU;
+# CONTRIBUTING.md lists programs of the system that some tests need.
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PORT ?= 8000
-# Two processes: a server spends half of its start on one core. More need 8 GiB each.
+# One process for all tests that start engines, and one for the others; see tests/conftest.py.
 TEST_PROCESSES ?= 2
 PYTEST_ARGS ?=
 

@@ -12,13 +12,13 @@ fail() {
   exit 1
 }
 
-command -v "$python" >/dev/null || fail "$python not found; install Python 3.11 or newer, or set PYTHON."
+command -v "$python" >/dev/null || fail "$python not found; install Python 3.11, 3.12 or 3.13, or set PYTHON."
 "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' ||
   fail "$("$python" --version) is not supported; install Python 3.11, 3.12 or 3.13, or set PYTHON."
 "$python" -c 'import venv, ensurepip' 2>/dev/null ||
   fail "$python has no venv module; install it (Debian and Ubuntu: python3-venv)."
 [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ] ||
-  fail "The pinned CPU build is for Linux on x86-64, this is $(uname -s) on $(uname -m); see README, own environment."
+  fail "The pinned CPU build is for Linux on x86-64, this is $(uname -s) on $(uname -m); see 'Without a container' in deploy/README.md."
 command -v g++ >/dev/null || fail "g++ not found; torch.compile needs a C++ compiler (Debian and Ubuntu: g++)."
 free_mib=$(df -Pm . | awk 'NR == 2 { print $4 }')
 [ "$free_mib" -ge "$needed_mib" ] || fail "$free_mib MiB of disk are free here, $needed_mib are needed."

@@ -412,6 +412,15 @@ def checked_url(url: str) -> httpx.URL:
         raise SteeringClientError(
             None, "bad_argument", f"{quoted(url, 200)} is no address of a server; expected http://HOST:PORT."
         )
+    try:
+        # As the look-up of the name does, where nobody would catch it.
+        address.raw_host.decode("ascii").encode("idna")
+    except UnicodeError:
+        raise SteeringClientError(
+            None,
+            "bad_argument",
+            f"{quoted(url, 200)} is no address: between its dots, a host has 1 to 63 characters.",
+        ) from None
     return address
 
 

@@ -65,8 +65,6 @@ LONG_ANSWERS = ("--max-model-len", "4096", "--hf-overrides", '{"max_position_emb
 _LOG_TAIL_LINES = 40
 ADMIN_KEY = "admin-key-of-the-tests"
 MAX_BUNDLE_MIB = 2
-# Fixtures that are a server for the whole session.
-SESSION_SERVERS = ("operated", "eager", "compiled", "plain")
 
 
 @dataclass(frozen=True)
@@ -154,23 +152,23 @@ class Operated(NamedTuple):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where several processes run tests: those of one file in one of them, as well as all that use a session's server.
+    """Where several processes run tests: all files that start engines in one of them, and each other file in any.
 
-    `--dist loadgroup` would be made for that, but pytest 9.2 has no node id that it could change.
+    Engines side by side would be short of memory and slow; and files share the servers of the session.
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByServer(LoadScopeScheduling):
+    class EnginesInOne(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "session servers" if _uses_session_server(config.rootpath / file) else file
+            return "engines" if _starts_engines(config.rootpath / file) else file
 
-    return ByServer(config, log)
+    return EnginesInOne(config, log)
 
 
 @cache
-def _uses_session_server(file: Path) -> bool:
-    return re.search(rf"\b({'|'.join(SESSION_SERVERS)}): (Server|Any|Operated)\b", file.read_text()) is not None
+def _starts_engines(file: Path) -> bool:
+    return "mark.engine" in file.read_text()
 
 
 def _free_port() -> int:

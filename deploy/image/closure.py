@@ -29,14 +29,18 @@ class Closure(NamedTuple):
     problems: list[str]
 
 
-def closure(package: str, extras: Iterable[str] = (), trusted: Iterable[str] = ()) -> Closure:
+def closure(
+    package: str, extras: Iterable[str] = (), trusted: Iterable[str] = (), python: str | None = None
+) -> Closure:
     """Follow the requirements of a package.
 
     Args:
         package: its name.
         extras: those of its extras that are wanted.
         trusted: canonical names of packages whose own requirements are taken as met.
+        python: version whose requirements count, as 3.12; that of this interpreter if None.
     """
+    environment = {} if python is None else {"python_version": python, "python_full_version": f"{python}.0"}
     found: set[str] = set()
     problems: dict[str, None] = {}
     done: set[tuple[str, str]] = set()
@@ -60,7 +64,7 @@ def closure(package: str, extras: Iterable[str] = (), trusted: Iterable[str] = (
             done.add((name, extra))
             for line in installed.requires or []:
                 wanted = Requirement(line)
-                if wanted.marker is None or wanted.marker.evaluate({"extra": extra}):
+                if wanted.marker is None or wanted.marker.evaluate({**environment, "extra": extra}):
                     todo.append((wanted, name))
     return Closure(frozenset(found), list(problems))
 

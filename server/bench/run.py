@@ -116,8 +116,10 @@ def _check_some(turn: Measured) -> None:
 
 def _notes(plan: Plan, found: Figures, counters_read: bool, is_complete: bool) -> tuple[str, ...]:
     notes = [] if is_complete else ["Interrupted: only complete rounds are counted."]
-    if counters_read:
+    if counters_read and all(arm.tokens_steered is not None for arm in found.arms if arm.arm != UNSTEERED):
         notes.append("Checked: receipts before and after, and the server's own counts of requests and tokens steered.")
+    elif counters_read:
+        notes.append("Checked: receipts before and after. The server's counters could not be read before some turns.")
     else:
         notes.append("Checked: receipts before and after. The server's counters were not read.")
     for arm in found.arms:

@@ -1,6 +1,8 @@
 """The chat as a loop of lines on a terminal."""
 
 import contextlib
+import io
+import sys
 from types import ModuleType
 
 from server.chat.chat import Chat
@@ -12,6 +14,9 @@ from server.client import SteeringClientError
 def talk(chat: Chat, commands: Commands) -> None:
     """Read lines and answer them until Ctrl-D or `/quit`. Ctrl-C stops an answer, or clears the line."""
     _edit_lines(commands)
+    # A byte that is no text of the terminal's encoding must not end the chat.
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
             line = input(_prompt(chat)).strip()
@@ -21,7 +26,7 @@ def talk(chat: Chat, commands: Commands) -> None:
         except EOFError:
             chat.screen.line()
             return
-        # Bytes of the terminal that are no text of its encoding cannot be sent on.
+        # Nor can it be sent on.
         line = line.encode(errors="replace").decode()
         try:
             if line.startswith("/") and not line.startswith("//"):

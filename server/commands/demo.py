@@ -24,6 +24,8 @@ _START_TIMEOUT_S = 600
 _KEY_VARIABLES = ("VLLM_API_KEY", "EXPERTSTEER_ADMIN_KEY")
 # What the command has to know itself to ask its questions; `--ssl` stands for all flags that begin so.
 _OWN_FLAGS = ("--host", "--port", "--served-model-name", "--uds", "--ssl")
+# The server is on this machine, so a proxy of the environment would not find it.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 # What a CPU start needs; a value that the user has set wins. The model is local, so nothing is looked up anywhere.
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -66,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((args.host, args.port))
-        except OSError as error:
-            return _fail(f"cannot listen on {args.host}:{args.port} ({error.strerror}); choose another --port.")
+        except (OSError, OverflowError) as error:
+            return _fail(f"cannot listen on {args.host}:{args.port} ({error}); choose another --port.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # An address that means "all" is none to send to.
     url = f"http://{'127.0.0.1' if args.host == '0.0.0.0' else args.host}:{args.port}"
@@ -121,7 +123,7 @@ def serve_arguments(args: argparse.Namespace) -> list[str]:
 def _wait_until_ready(server: subprocess.Popen[bytes], url: str) -> bool:
     started, shown = time.monotonic(), sys.stderr.isatty()
     while server.poll() is None and (elapsed := time.monotonic() - started) < _START_TIMEOUT_S:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
+        with contextlib.suppress(OSError), _DIRECT.open(f"{url}/health", timeout=5):
             if shown:
                 print("\r\033[K", end="", file=sys.stderr)
             return True
@@ -164,7 +166,7 @@ def _ask(url: str, profile: Any) -> dict[str, Any]:
         data=json.dumps(_body(profile)).encode(),
         headers={"content-type": "application/json"} | _credentials(),
     )
-    with urllib.request.urlopen(request, timeout=60) as response:
+    with _DIRECT.open(request, timeout=60) as response:
         answer: dict[str, Any] = json.load(response)
     return answer
 

@@ -201,10 +201,12 @@ function isZero({ strength }) {
   return strength === 0;
 }
 
-/** Five strengths from the negative bound to the bound, with the default for the one that is next to it. */
+/** Five short strengths from the negative bound to the bound, with the default for the one that is next to it. */
 function proposal({ strength, maximum_strength: limit }) {
   const half = strength > 0 && strength < limit ? strength : limit / 2;
-  return [-limit, -half, 0, half, limit].map((value) => Number(value.toPrecision(4)));
+  // Rounded up, the bound would be refused.
+  const rounded = (value) => Math.min(limit, Number(value.toPrecision(4)));
+  return [-rounded(limit), -rounded(half), 0, rounded(half), rounded(limit)];
 }
 
 /** Strengths of a text, with 0, in order and each once; `problem` says what is wrong with it. */

@@ -18,33 +18,36 @@ export function strengthControl(profile, value, onChange) {
   const { strength: standard, maximum_strength: maximum } = profile;
   const id = freshId("strength");
   const step = stepOf(maximum);
-  const range = { min: -maximum, max: maximum };
+  // Steps count from the lower end, so that end is a whole number of them below 0; the field reaches the rest.
+  const bound = Number((Math.floor(maximum / step + 1e-9) * step).toPrecision(12));
   const slider = element("input", {
     type: "range",
     id,
     step,
-    ...range,
+    min: -bound,
+    max: bound,
     "aria-describedby": `${id}-default ${id}-marks`,
   });
   const number = element("input", {
     type: "number",
     step: "any",
-    ...range,
+    min: -maximum,
+    max: maximum,
     required: true,
     "aria-label": `Strength of ${profile.name} as a number`,
   });
-  const above = element("div", { class: "marks above", id: `${id}-default` }, mark(standard, maximum, "default"));
+  const above = element("div", { class: "marks above", id: `${id}-default` }, mark(standard, bound, "default"));
   const below = element(
     "div",
     { class: "marks", id: `${id}-marks` },
-    mark(-maximum, maximum, strengthText(-maximum)),
-    mark(0, maximum, "off"),
-    mark(maximum, maximum, strengthText(maximum)),
+    mark(-maximum, bound, strengthText(-maximum)),
+    mark(0, bound, "off"),
+    mark(maximum, bound, strengthText(maximum)),
   );
 
   function show(strength) {
     slider.setAttribute("aria-valuetext", strength === 0 ? "0, off" : strengthText(strength));
-    fill(slider, strength, maximum);
+    fill(slider, strength, bound);
   }
 
   slider.addEventListener("input", () => {

@@ -29,7 +29,7 @@ def require_package() -> None:
         SourceError: `missing_package`.
     """
     if importlib.util.find_spec("obstore") is None:
-        message = "s3:// addresses need the package obstore; install expertsteer[s3]"
+        message = "s3:// addresses need the package obstore; install it"
         raise SourceError(SourceErrorCode.MISSING_PACKAGE, message)
 
 

@@ -134,7 +134,7 @@ def _signed_digest(signature: bytes) -> str:
 
 def _load(public_keys: Sequence[Path]) -> "list[tuple[str, Config]]":
     if importlib.util.find_spec("model_signing") is None:
-        message = "signatures need the package model-signing; install expertsteer[signing]"
+        message = "signatures need the package model-signing; install it"
         raise SourceError(SourceErrorCode.MISSING_PACKAGE, message)
     if not public_keys:
         raise SourceError(

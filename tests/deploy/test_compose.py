@@ -1,8 +1,7 @@
 """deploy/compose: valid, confined, and in agreement with what it starts."""
 
-import json
-import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +10,16 @@ from typing import Any
 import pytest
 import yaml
 from dockerfile import REPOSITORY, Dockerfile
+from parsed_flags import parsed_flags
 
 FOLDER = REPOSITORY / "deploy" / "compose"
 FILES = ("compose.yaml", "compose.gpu.yaml")
 SERVICES = ("server", "prometheus", "grafana")
 
 
-def load(name: str) -> dict[str, Any]:
-    """A compose file, with the values that variables have unless set."""
-    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", (FOLDER / name).read_text())
+def load(name: str, **variables: str) -> dict[str, Any]:
+    """A compose file, with these values of variables, and those that others have unless set."""
+    text = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: variables.get(found[1], found[2]), (FOLDER / name).read_text())
     document: dict[str, Any] = yaml.safe_load(re.sub(r"\$\{\w+:\?[^}]*\}", "given", text))
     return document
 
@@ -82,27 +82,32 @@ def test_image_is_built_for_its_target(name: str) -> None:
     assert f"/server:{Dockerfile().version}" in server["image"]
 
 
+def command_of(server: dict[str, Any]) -> list[str]:
+    """Words of a service's command; compose splits a text as a shell does."""
+    command = server["command"]
+    return shlex.split(command) if isinstance(command, str) else command
+
+
 def test_server_understands_its_command() -> None:
-    commands = [load(name)["services"]["server"]["command"] for name in FILES]
-    script = Path(__file__).with_name("parse_arguments.py")
-    # Of its own, because the import of vLLM warns.
-    result = subprocess.run(
-        [sys.executable, script],
-        input=json.dumps(commands),
-        cwd=REPOSITORY,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=True,
-    )
     registry = mounts("server")["registry"]
-    for flags in json.loads(result.stdout):
+    more = load("compose.gpu.yaml", EXPERTSTEER_FLAGS="--tensor-parallel-size 4 --served-model-name 'my model'")
+    commands = [command_of(each["services"]["server"]) for each in (*map(load, FILES), more)]
+    parsed = parsed_flags(commands)
+    assert [flags.get("tensor_parallel_size") for flags in parsed] == [1, 1, 4]
+    assert parsed[-1]["served_model_name"] == ["my model"]
+    for flags in parsed:
         assert "refused" not in flags, flags
         assert (flags["host"], flags["port"]) == ("0.0.0.0", 8000)
         assert flags["steering_registry"].startswith(f"{registry}/")
         # The engine stops the container only after the server has let running requests end.
         assert int(COMPOSE["server"]["stop_grace_period"].removesuffix("s")) > flags["shutdown_timeout"]
+
+
+def test_gpus_are_chosen_by_variables_that_may_be_unset() -> None:
+    server = load("compose.gpu.yaml")["services"]["server"]
+    # None: passed on where it is set. An empty text would hide every GPU.
+    assert server["environment"]["CUDA_VISIBLE_DEVICES"] is None
+    assert server["deploy"]["resources"]["reservations"]["devices"][0]["count"] == "all"
 
 
 def test_addresses_agree() -> None:

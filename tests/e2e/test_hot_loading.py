@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from waiting import wait_until
 
 from artifacts.bundle import Bundle
 from server.admin_schema import ProfileSpec
@@ -30,13 +30,6 @@ SETTLE_S = 90.0
 # Absolute, on log-probabilities in fp32: other batch shapes add in another order.
 TOLERANCE = 3e-4
 VOCAB_SIZE = 640
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + SETTLE_S
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def resident(site: Any) -> set[str]:

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
+from waiting import wait_until
 
 from server.admin_schema import ProfileSpec
 from server.client import SteeringClient, SteeringClientError
@@ -27,7 +27,6 @@ NUM_CHANGES = 16
 # Room for the four bundles that the tests use, and little more.
 ROWS = 16
 PROMPT = "The baker came home early and"
-SETTLE_S = 30.0
 # Absolute, on log-probabilities in fp32: other requests in the batch change the order of additions.
 TOLERANCE = 2e-4
 
@@ -58,13 +57,6 @@ class Replicated(NamedTuple):
         """Do the same over every connection at the same time."""
         results: list[Any] = self.site.server.map(send, self.clients, NUM_CLIENTS)
         return results
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + SETTLE_S
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def ask(client: httpx.Client, profile: Any, prompt: str = PROMPT, max_tokens: int = 8, **fields: Any) -> httpx.Response:
@@ -194,18 +186,23 @@ def test_no_process_answers_with_the_state_before(
     assert set(refusals) == {"steering_profile_not_found"}
 
 
-def test_replicas_steer_alike(replicated: Replicated, bundle_files: dict[str, Path]) -> None:
+def test_replicas_steer_alike(
+    replicated: Replicated,
+    bundle_files: dict[str, Path],
+    read_answer: Callable[..., Any],
+    difference: Callable[..., float],
+) -> None:
     site = replicated.site
     put(site, "alike", site.admin.upload(bundle_files["early"]).digest)
     fields = {"model": "lab", "prompt": PROMPT, "temperature": 0, "max_tokens": 8, "ignore_eos": True, "logprobs": 5}
+    fields |= {"return_token_ids": True, "return_tokens_as_token_ids": True}
 
-    def ask_replica(replica: int, profile: str | None) -> list[dict[str, float]]:
+    def ask_replica(replica: int, profile: str | None) -> Any:
         body = fields | ({} if profile is None else {"steering_profile": profile})
         headers = {"x-data-parallel-rank": str(replica)}
         response = site.server.client.post("/v1/completions", json=body, headers=headers)
         assert response.status_code == 200, response.text
-        logprobs: list[dict[str, float]] = response.json()["choices"][0]["logprobs"]["top_logprobs"]
-        return logprobs
+        return read_answer(response.json()["choices"][0])
 
     queries = queries_by_replica(site)
     steered = [ask_replica(replica, "alike") for replica in range(NUM_REPLICAS)]
@@ -213,17 +210,6 @@ def test_replicas_steer_alike(replicated: Replicated, bundle_files: dict[str, Pa
     assert difference(*steered) < TOLERANCE
     assert difference(steered[0], ask_replica(0, None)) > 100 * TOLERANCE
     site.admin.delete_profile("alike")
-
-
-def difference(left: list[dict[str, float]], right: list[dict[str, float]]) -> float:
-    """Largest difference of log-probabilities; of lists that hold other tokens than the fifth, infinite."""
-    gaps = []
-    for ours, theirs in zip(left, right, strict=True):
-        shared = ours.keys() & theirs.keys()
-        if len(shared) < min(len(ours), len(theirs)) - 1:
-            return float("inf")
-        gaps += [abs(ours[token] - theirs[token]) for token in shared]
-    return max(gaps)
 
 
 def queries_by_replica(site: Any) -> list[float]:
@@ -257,7 +243,8 @@ def test_metrics_are_those_of_all_processes(replicated: Replicated, bundle_files
     scraper.start()
     steered = []
     try:
-        for _ in range(4):
+        # Counts are to be seen while they grow; a scraper that is dead has failed.
+        while len(scraped) <= NUM_CLIENTS and scraper.is_alive():
             answers = replicated.everywhere(lambda client: answer_of(ask(client, "counted", max_tokens=24)))
             steered += [answer["steering"]["tokens_steered"] for answer in answers]
     finally:

@@ -15,6 +15,7 @@ from server.admin_schema import ProfileSpec
 pytestmark = pytest.mark.engine
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+REQUEST_ID = "asked-by-a-test"
 _EXPORT_TIMEOUT_S = 30
 
 
@@ -76,10 +77,16 @@ def attributes(span: Any) -> dict[str, Any]:
     return {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in span.attributes}
 
 
-def test_span_of_a_request(traced: Any, collector: Collector) -> None:
-    headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "x-request-id": "asked-by-a-test"}
+@pytest.fixture(scope="module")
+def receipt(traced: Any) -> dict[str, Any]:
+    """Of a request with a trace and an id, which has ended."""
+    headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "x-request-id": REQUEST_ID}
     body = {"model": "lab", "prompt": "What is 7 plus 5?", "max_tokens": 3, "steering_profile": "careful"}
-    receipt = traced.server.client.post("/v1/completions", json=body, headers=headers).json()["steering"]
+    found: dict[str, Any] = traced.server.client.post("/v1/completions", json=body, headers=headers).json()["steering"]
+    return found
+
+
+def test_span_of_a_request(collector: Collector, receipt: dict[str, Any]) -> None:
     assert collector.wait_for("steering.resolve").trace_id.hex() == TRACE
     span = collector.wait_for("steering.request")
     assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
@@ -115,8 +122,9 @@ def test_log_of_responses_and_messages(traced: Any, streamed: bool) -> None:
         assert f'"tokens_steered":{steered}' in answer.text
 
 
+@pytest.mark.usefixtures("receipt")
 def test_log_of_a_request(traced: Any) -> None:
     log = traced.server.log.read_text()
-    line = next(line for line in log.splitlines() if "request_id=asked-by-a-test" in line)
+    line = next(line for line in log.splitlines() if f"request_id={REQUEST_ID}" in line)
     for field in ("profile=careful", "bundle=sha256:", "outcome=ok", "generation_tokens="):
         assert field in line

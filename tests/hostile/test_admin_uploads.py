@@ -7,7 +7,6 @@ import os
 import pickle
 import re
 import socket
-import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 from damaged import upload_damaged
 from traffic import Address
+from waiting import wait_until
 
 pytestmark = pytest.mark.engine
 
@@ -25,7 +25,7 @@ NUM_DAMAGED = 150
 NUM_AT_ONCE = 20
 # Of the server.
 MAX_BUNDLE_MIB = 2
-SETTLE_TIMEOUT_S = 10
+SOCKET_TIMEOUT_S = 10
 BUNDLES = "/v1/steering/bundles"
 BINARY = {"content-type": "application/octet-stream"}
 
@@ -54,13 +54,6 @@ def refused(response: Any, status: int, code: str) -> str:
     assert error["message"].isprintable()
     message: str = error["message"]
     return message
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SETTLE_TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("kind", ["shipped", "every kind"])
@@ -115,7 +108,7 @@ def test_endless(operated: Any) -> None:
             sender.sendall(piece)
             incoming = [path.stat().st_size for path in (operated.registry / "incoming").glob("*") if path.exists()]
             most = max(most, sum(incoming))
-        sender.settimeout(SETTLE_TIMEOUT_S)
+        sender.settimeout(SOCKET_TIMEOUT_S)
         assert sender.recv(64).startswith(b"HTTP/1.1 413 ")
     assert most <= (MAX_BUNDLE_MIB + 1) * 2**20
 

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from waiting import wait_until
 
 from server.admin_schema import ProfileSpec
 from server.client import SteeringClient, SteeringClientError
@@ -27,11 +28,9 @@ from server.registry.registry import Registry
 pytestmark = pytest.mark.engine
 
 NAME, PROMPT = "kept", "What is 7 plus 5?"
-END_TIMEOUT_S, SETTLE_TIMEOUT_S = 60, 30
+END_TIMEOUT_S = 60
 # Enough for a call to come to the step where something holds it up.
 UNDER_WAY_S = 1.0
-# A goal is 5 s on a quiet machine.
-FIRST_TOKEN_TIMEOUT_S = 30
 NUM_STREAMS, STREAM_TOKENS = 12, 300
 # The present version of the profile and, by default, two before it.
 NUM_RESIDENT = 3
@@ -86,10 +85,7 @@ def check_restored(operated: Any, ledger: Ledger) -> None:
     if ledger.settings is None:
         assert operated.admin.profiles() == []
         return
-    started_s = time.monotonic()
     answer = operated.server.complete(PROMPT, steering_profile=NAME, max_tokens=8)
-    first_s = time.monotonic() - started_s
-    assert first_s < FIRST_TOKEN_TIMEOUT_S
     assert answer["steering"]["bundle"] == ledger.settings[0]
     assert answer["choices"][0]["text"] == ledger.answer
     detail = operated.admin.profile(NAME)
@@ -122,13 +118,6 @@ def query(registry: Path, sql: str) -> list[Any]:
         return connection.execute(sql).fetchall()
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = SETTLE_TIMEOUT_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def parts(operated: Any) -> tuple[psutil.Process, psutil.Process, list[psutil.Process]]:
     """Worker, engine core, and all processes of a server."""
     worker = psutil.Process(operated.admin.status().workers[0].pid)
@@ -149,7 +138,7 @@ def status_of(operated: Any, method: str, *args: Any) -> int | None:
 def check_ended(operated: Any, everything: Sequence[psutil.Process], ledger: Ledger) -> None:
     """The server has ended by itself, as a failure, with all of its processes, and left a registry without damage."""
     assert operated.server.process.wait(END_TIMEOUT_S) != 0
-    wait_until(lambda: not any(map(is_running, everything)), END_TIMEOUT_S)
+    wait_until(lambda: not any(map(is_running, everything)))
     check_registry(ledger)
 
 

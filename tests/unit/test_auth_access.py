@@ -137,7 +137,7 @@ def test_key_in_the_query_does_not_count(client: TestClient) -> None:
 
 def test_without_any_key() -> None:
     with make_client(KeyRing.load(None)) as client:
-        for kind, route in ROUTES.items():
+        for route in ROUTES.values():
             response = client.request(*route)
             if access_of(*route) is Access.WRITE and explicit(*route):
                 assert response.status_code == 403

@@ -3,6 +3,8 @@
 import argparse
 import json
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -22,7 +24,7 @@ def parse(*arguments: str) -> argparse.Namespace:
 
 
 class _Refusing(BaseHTTPRequestHandler):
-    """Answers every question as a server does that asks for a key, and keeps what it was sent."""
+    """Is ready, answers every question as a server does that asks for a key, and keeps what it was sent."""
 
     requests: list[tuple[str | None, dict[str, Any]]]
 
@@ -32,6 +34,10 @@ class _Refusing(BaseHTTPRequestHandler):
         self.send_response(401)
         self.end_headers()
         self.wfile.write(b'{"error": {"message": "give a key"}}')
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
 
     def log_message(self, *_: Any) -> None:
         """Nothing on standard error."""
@@ -70,7 +76,31 @@ def test_says_that_a_port_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         assert main(["demo", "--port", str(port)]) == 1
-    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1:{port} ([Errno" in capsys.readouterr().err
+
+
+def test_says_that_a_number_is_no_port(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--port", "70000"]) == 1
+    said = capsys.readouterr().err
+    assert "cannot listen on 127.0.0.1:70000" in said and "port must be 0-65535" in said
+
+
+def test_asks_its_server_past_a_proxy(
+    refusing: tuple[str, list[tuple[str | None, dict[str, Any]]]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    # Nothing listens there.
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setattr(demo, "_START_TIMEOUT_S", 30)
+    url, requests = refusing
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert demo._wait_until_ready(process, url)
+        process.kill()
+    demo._show(url)
+    assert len(requests) == 1 and "the server answers 401" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import argparse
 import json
 import tarfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -295,9 +294,7 @@ def test_a_server_that_does_not_load_is_named(
     run("add", directory, files[0], "--profile", "calm")
     with server(directory, load=False) as name:
         capsys.readouterr()
-        started = time.monotonic()
         assert run("add", directory, files[1], "--profile", "calm", "--timeout", "0.3") == 1
-        assert time.monotonic() - started < 10
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 2
         assert lines[0].startswith(f"waiting until {name} holds ")

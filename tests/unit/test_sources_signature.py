@@ -329,7 +329,7 @@ def test_a_policy_without_a_usable_key_does_not_start(mode: Any, tmp_path: Path,
 
 def test_without_the_package_the_server_says_so_at_the_start(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SourceError, match=r"expertsteer\[signing\]") as caught:
+    with pytest.raises(SourceError, match="model-signing; install it") as caught:
         SignaturePolicy("enforce", [keys / "team.pem"])
     assert caught.value.code == SourceErrorCode.MISSING_PACKAGE
     SignaturePolicy("off")

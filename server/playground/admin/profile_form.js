@@ -136,8 +136,9 @@ async function put({ api, state, bundle, current, ensure }, name, spec) {
     if (!(await confirmed(replacement(existing, bundle)))) {
       return null;
     }
-    // Who may use it must not change because nobody thought of it.
+    // Who may use it, and where it steers, must not change because nobody thought of it.
     spec.allowed_keys ??= existing.allowed_keys;
+    spec.layers = isRestricted(existing, bundle) ? existing.layers : null;
   }
   await ensure?.();
   const headers = existing === null ? { "if-none-match": "*" } : { "if-match": `"${existing.generation}"` };
@@ -157,7 +158,15 @@ async function profileNamed(state, name) {
   return state.profiles.find((profile) => profile.name === name) ?? null;
 }
 
+/** Whether a profile of this very bundle uses only some of its layers. */
+function isRestricted(existing, bundle) {
+  return existing.bundle === bundle.digest && existing.layers.length < bundle.layers.length;
+}
+
 function replacement(existing, bundle) {
+  const layers = isRestricted(existing, bundle)
+    ? ` It steers at some of its layers only, as before: ${listed(existing.layers)}.`
+    : ` It will steer at all layers of the bundle: ${listed(bundle.layers)}.`;
   const keys =
     existing.allowed_keys === null ? "" : ` Only the keys ${listed(existing.allowed_keys)} may use it, as before.`;
   return {
@@ -165,7 +174,7 @@ function replacement(existing, bundle) {
     text:
       `It is there: version ${existing.generation}, bundle ${shortDigest(existing.bundle)}, strength ` +
       `${figure(existing.strength)}. New requests will get bundle ${shortDigest(bundle.digest)}; running ones end as they ` +
-      `began, and a rollback brings the old version back.${keys}`,
+      `began, and a rollback brings the old version back.${layers}${keys}`,
     action: "Change it",
     isDangerous: false,
   };

@@ -3,6 +3,7 @@
 import { chart, tableOf, text } from "./charts.js";
 import { element, field, replace, svg } from "../dom.js";
 import { figure } from "../format.js";
+import { MAX_PAIRS } from "./evidence.js";
 
 const LEFT = 52;
 const BOTTOM = 46;
@@ -15,7 +16,10 @@ const NAMES = new Map([
 // Width of a field that has room for a number.
 const MIN_NUMBERED = 44;
 
-/** A map with a choice of the score, or a table where there are no scores. `pairs` as in evidence.js, `chosen` the manifest's own. */
+/** A map with a choice of the score; a table where there are no scores, or more fields than can be drawn.
+ *
+ * `pairs` as in evidence.js, `chosen` the manifest's own.
+ */
 export function pairsChart(pairs, chosen) {
   const scores = scoresOf(pairs);
   if (scores.length === 0) {
@@ -46,6 +50,19 @@ function mapOf(pairs, chosen, score) {
   const targets = [...new Set(pairs.map((pair) => pair.target))].sort((left, right) => left - right);
   const byPlace = new Map(pairs.map((pair) => [`${pair.expert} ${pair.target}`, pair]));
   const isChosen = (pair) => chosen.some((each) => each.expert === pair.expert && each.target === pair.target);
+  const table = {
+    columns: ["Expert layer", "Target layer", name, "Used"],
+    rows: pairs.map((pair) => [
+      String(pair.expert),
+      String(pair.target),
+      figure(pair.scores.get(score), 6),
+      isChosen(pair) ? "yes" : "no",
+    ]),
+  };
+  // A few pairs may name many layers, and a map has a field for every expert layer and target layer.
+  if (experts.length * targets.length > MAX_PAIRS) {
+    return tableOf(table, `Layer pairs, ${name}`);
+  }
   const values = pairs.map((pair) => pair.scores.get(score)).filter((value) => value !== undefined);
   const range = values.length > 0 ? [Math.min(...values), Math.max(...values)] : [0, 1];
   const map = { experts, targets, byPlace, isChosen, score, range };
@@ -56,15 +73,7 @@ function mapOf(pairs, chosen, score) {
       "uses, a hatched field what was not measured.",
     label: `${name} of ${pairs.length} pairs of ${experts.length} expert and ${targets.length} target layers.`,
     draw: (width) => drawing(width, map),
-    table: {
-      columns: ["Expert layer", "Target layer", name, "Used"],
-      rows: pairs.map((pair) => [
-        String(pair.expert),
-        String(pair.target),
-        figure(pair.scores.get(score), 6),
-        isChosen(pair) ? "yes" : "no",
-      ]),
-    },
+    table,
   });
 }
 

@@ -5,7 +5,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -188,6 +188,20 @@ def scripted() -> Iterator[Scripted]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+def _wait_for_routes(page: Page, held: Sequence[Any], count: int) -> None:
+    deadline = time.monotonic() + TIMEOUT_MS / 1000
+    while len(held) < count and time.monotonic() < deadline:
+        # The browser hands requests over while this waits, not before.
+        page.wait_for_timeout(20)
+    assert len(held) >= count
+
+
+@pytest.fixture
+def wait_for_routes() -> Callable[[Page, Sequence[Any], int], None]:
+    """Wait until a route's handler has put so many requests of the page into a list."""
+    return _wait_for_routes
 
 
 def _profile(name: str, **changes: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The playground's bundle page and admin tab, in a browser, on a real server."""
 
 import json
-import time
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +21,8 @@ CAREFUL = Path(__file__).parents[3] / "artifacts" / "lab" / "careful.safetensors
 WRONG_KEY = "a-key-that-nobody-gave-out"
 MARKUP = "<img src=x onerror=\"document.title='owned'\"><b>bold</b>"
 NUM_PROFILES, PAGE_OF_LIST = 70, 50
-ADD_TIMEOUT_S = 60
+# More than 4096 fields, were they drawn.
+NUM_PAIRS = 65
 
 
 class Tab:
@@ -190,6 +191,26 @@ class TestAdmin:
         found = admin.profile("careful")
         assert (found.strength, found.allowed_keys) == (0.5, ["clinic"])
 
+    def test_layers_stay_or_the_dialog_says_so(
+        self, tab: Tab, site: Any, key: str, name: str, make_bundle: Callable[..., Path]
+    ) -> None:
+        admin: SteeringClient = site.admin
+        served, other = (make_bundle(label, [1, 4], seed) for label, seed in (("served", 5), ("other", 6)))
+        admin.put_profile(name, ProfileSpec(bundle=admin.upload(served).digest, layers=(4,)))
+        tab.open("admin", key)
+        upload = tab.card("Add a bundle")
+        for file, said, layers in (
+            (served, "It steers at some of its layers only, as before: 4.", [4]),
+            (other, "It will steer at all layers of the bundle: 1, 4.", [1, 4]),
+        ):
+            tab.page.set_input_files("input[type=file]", file)
+            upload.get_by_label("Profile").fill(name)
+            upload.get_by_role("button", name=re.compile("activate$", re.IGNORECASE)).click()
+            expect(tab.page.get_by_role("dialog")).to_contain_text(said)
+            confirm(tab, "Change it")
+            expect(upload).to_contain_text(f"{name} is now version")
+            assert admin.profile(name).layers == layers
+
     @pytest.mark.parametrize("act", ["roll back", "change"])
     def test_changed_by_somebody_else_meanwhile(self, tab: Tab, site: Any, key: str, act: str, name: str) -> None:
         admin: SteeringClient = site.admin
@@ -244,7 +265,7 @@ class TestAdmin:
         assert [each.source for each in site.admin.bundles()] == ["path:page/careful.safetensors"]
         assert site.admin.profiles() == []
 
-    def test_drop_and_stop(self, tab: Tab, site: Any, key: str) -> None:
+    def test_drop_and_stop(self, tab: Tab, site: Any, key: str, wait_for_routes: Callable[..., None]) -> None:
         tab.open("admin", key)
         upload = tab.card("Add a bundle")
         held: list[Route] = []
@@ -256,11 +277,14 @@ class TestAdmin:
         )
         tab.page.dispatch_event(".drop", "drop", {"dataTransfer": dropped})
         expect(upload).to_contain_text("Sending a.safetensors, 99 bytes")
+        wait_for_routes(tab.page, held, 1)
         upload.get_by_role("button", name="Stop").click()
         expect(upload).to_contain_text("Stopped; the server kept nothing.")
         assert len(held) == 1 and site.admin.bundles() == []
 
-    def test_stop_while_the_server_adds(self, tab: Tab, site: Any, key: str) -> None:
+    def test_stop_while_the_server_adds(
+        self, tab: Tab, site: Any, key: str, wait_for_routes: Callable[..., None]
+    ) -> None:
         """The server has it all: nobody may be told that it kept nothing."""
         held: list[APIResponse] = []
         tab.open("admin", key)
@@ -275,9 +299,7 @@ class TestAdmin:
         tab.page.route("**/v1/steering/bundles?dry_run=false", add_and_hold)
         for button in ("Add it without a profile", "Add and activate"):
             upload.get_by_role("button", name=button).click()
-            deadline = time.monotonic() + ADD_TIMEOUT_S
-            while not held and time.monotonic() < deadline:
-                tab.page.wait_for_timeout(50)
+            wait_for_routes(tab.page, held, 1)
             assert held.pop().ok
             assert [each.name for each in site.admin.bundles()] == ["careful"]
             upload.get_by_role("button", name="Stop").click()
@@ -329,11 +351,13 @@ class TestKey:
         assert tab.page.locator("#admin").locator("table td").count() == 0
         assert name not in tab.page.locator("#admin").inner_html()
 
-    def test_what_is_typed_outlives_a_slow_answer(self, tab: Tab, key: str) -> None:
+    def test_what_is_typed_outlives_a_slow_answer(
+        self, tab: Tab, key: str, wait_for_routes: Callable[..., None]
+    ) -> None:
         held: list[Route] = []
         tab.page.route("**/v1/steering/status", lambda route: held.append(route))
-        with tab.page.expect_request("**/v1/steering/status"):
-            tab.open("admin", None)
+        tab.open("admin", None)
+        wait_for_routes(tab.page, held, 1)
         tab.page.get_by_label("Admin key").fill(key)
         with tab.page.expect_response("**/v1/steering/status"):
             held.pop().continue_()
@@ -497,6 +521,18 @@ class TestBundlePage:
         assert tab.page.locator("#bundles :is(img, b, script, iframe)").count() == 0
         assert tab.page.evaluate("({}).accuracy") is None
 
+    def test_pairs_of_too_many_layers_are_a_table(
+        self, tab: Tab, site: Any, key: str, make_bundle: Callable[..., Path]
+    ) -> None:
+        """A map of them would have the square of their number of fields, and the page would stand still."""
+        pairs = [{"expert": layer, "target": layer, "r2": 0.5} for layer in range(NUM_PAIRS)]
+        site.admin.upload(make_bundle("diagonal", [3], 6, evaluation={"pairs": pairs}))
+        tab.open("bundles", key)
+        rows = tab.card("How layers were paired").locator("tbody tr")
+        expect(rows).to_have_count(NUM_PAIRS)
+        assert rows.last.locator("td").all_inner_texts() == [str(NUM_PAIRS - 1)] * 2 + ["0.5", "no"]
+        expect(tab.card("How layers were paired").locator("svg")).to_have_count(0)
+
     def test_serve_and_delete(self, tab: Tab, site: Any, key: str, name: str) -> None:
         admin: SteeringClient = site.admin
         digest = admin.upload(CAREFUL).digest
@@ -540,17 +576,19 @@ class TestBundlePage:
             expect(view.locator("form")).to_have_count(0)
             assert admin.profile(name).description == (typed or description)
 
-    def test_slow_server(self, tab: Tab, site: Any, key: str) -> None:
+    def test_slow_server(self, tab: Tab, site: Any, key: str, wait_for_routes: Callable[..., None]) -> None:
         site.admin.upload(CAREFUL)
         held: list[Route] = []
         tab.page.route("**/v1/steering/bundles?*", lambda route: held.append(route))
         tab.open("bundles", None)
         expect(tab.page.locator("#bundles")).to_contain_text("Loading bundles")
+        wait_for_routes(tab.page, held, 1)
         held[0].continue_()
         tab.page.get_by_role("tabpanel").get_by_role("button", name="Use a key").click()
         tab.page.get_by_label("API key").fill(key)
         tab.page.get_by_role("dialog").get_by_role("button", name="Use key").click()
         expect(tab.page.locator("#bundles")).to_contain_text("Loading bundles")
+        wait_for_routes(tab.page, held, 2)
         held[1].continue_()
         expect(tab.page.get_by_role("heading", name="careful", exact=True)).to_be_visible()
 

@@ -245,13 +245,35 @@ def test_another_version_of_a_profile_proposes_its_strengths(
         page.get_by_role("tab", name="Compare").click()
         page.get_by_role("tab", name="Strengths").click()
 
-    change(generation=2, maximum_strength=1, strength=0.25)
+    # Rounded to four digits, this bound would be over itself.
+    change(generation=2, maximum_strength=2 / 3, strength=0.25)
+    expect(strengths).to_have_value(f"{-2 / 3}  -0.25  0  0.25  {2 / 3}")
+    assert strengths.evaluate("field => field.validationMessage") == ""
+    change(generation=3, maximum_strength=1, strength=0.25)
     expect(strengths).to_have_value("-1  -0.25  0  0.25  1")
     strengths.fill("0.75")
-    change(generation=3, maximum_strength=0.5, strength=0.25)
+    change(generation=4, maximum_strength=0.5, strength=0.25)
     expect(page.locator("#strengths")).to_contain_text("From \u22120.5 to 0.5")
     expect(strengths).to_have_value("0.75")
     assert "0.75 is outside" in strengths.evaluate("field => field.validationMessage")
+
+
+def test_the_slider_reaches_off_and_the_field_the_bound(
+    scripted: Any, visit: Callable[..., Any], profile: Callable[..., Any]
+) -> None:
+    """The bound is no whole number of the slider's steps."""
+    scripted.profiles = [profile("formal", maximum_strength=1.23456)]
+    page = visit(scripted.url).page
+    slider, number = page.get_by_role("slider"), page.get_by_role("spinbutton", name="Strength of formal")
+    slider.fill("0")
+    expect(number).to_have_value("0")
+    expect(slider).to_have_attribute("aria-valuetext", "0, off")
+    for key, end in (("Home", "-1.22"), ("End", "1.22")):
+        slider.press(key)
+        expect(number).to_have_value(end)
+    for bound in ("-1.23456", "1.23456"):
+        number.fill(bound)
+        assert number.evaluate("field => field.validity.valid")
 
 
 def test_a_long_description_without_spaces_is_cut(

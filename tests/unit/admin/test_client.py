@@ -277,7 +277,10 @@ class TestAnswers:
 
 @pytest.mark.parametrize(
     ("url", "key"),
-    [("ftp://a", None), ("a:80", None), ("", None), ("http://", None), ("http://a", ""), ("http://a", "a\nb: c")],
+    [
+        *(("ftp://a", None), ("a:80", None), ("", None), ("http://", None)),
+        *(("http://a..b:8000", None), (f"http://{'a' * 64}", None), ("http://a", ""), ("http://a", "a\nb: c")),
+    ],
 )
 def test_what_cannot_be_an_address_or_a_key(url: str, key: str | None) -> None:
     with pytest.raises(SteeringClientError) as error:

@@ -132,9 +132,14 @@ class _Handler(BaseHTTPRequestHandler):
                 except (BrokenPipeError, ConnectionResetError):
                     self.fake.num_left += 1
                     return
+            self._count(receipt)
         else:
+            # Whoever has the answer finds it counted.
+            self._count(receipt)
             answer = {"choices": [{"text": "".join(self.fake.texts)}]} | ({"steering": receipt} if receipt else {})
             self._send(200, json.dumps(answer).encode())
+
+    def _count(self, receipt: dict[str, Any] | None) -> None:
         if receipt:
             self.fake.counted[receipt["profile"]] = self.fake.counted.get(receipt["profile"], 0) + 1
 

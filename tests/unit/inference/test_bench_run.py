@@ -55,6 +55,22 @@ def test_whole_run(fake: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "holds a result already" in capsys.readouterr().err
 
 
+def test_counters_that_go_away(fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are there at the start and cannot be read any more when the first turn begins."""
+    events = fake.events
+
+    def last_answers(body: dict[str, Any]) -> Any:
+        fake.counts = False
+        return events(body)
+
+    monkeypatch.setattr(fake, "events", last_answers)
+    assert call("--server", fake.url, "--tokenizer", TARGET, *SMALL, "-o", tmp_path / "results") == 0
+    report = json.loads((tmp_path / "results" / "bench.json").read_text())
+    assert [arm["tokens_steered"] for arm in report["arms"]] == [None, None]
+    assert "The server's counters could not be read before some turns." in report["notes"][0]
+    assert not any("own counts" in note for note in report["notes"])
+
+
 def test_counters_that_stand_still(fake: Any) -> None:
     with InferenceClient(fake.url) as client:
         before = checks.count(client, "careful@sha256:0123")

@@ -106,6 +106,20 @@ def test_answers_higher_than_the_terminal_show_their_end(fake: Any) -> None:
         terminal.wait_for("line40")
         terminal.wait_for("[unsteered; ")
         terminal.wait_for(PROMPT)
+        # The first picture with the last line; after it, the whole answers are shown.
+        pictures = terminal.written[: terminal.written.index(b"line59")]
+        assert b"line30" not in pictures[pictures.rindex(b"unsteered") :]
+
+
+def test_bytes_that_are_no_text_do_not_end_the_chat(fake: Any) -> None:
+    with start(fake, PYTHONIOENCODING="ascii") as terminal:
+        terminal.wait_for(PROMPT)
+        terminal.type("Caf\u00e9\r")
+        terminal.wait_for("lives.")
+        terminal.wait_for(PROMPT)
+        assert fake.requests[-1]["messages"][0]["content"] == "Caf??"
+        terminal.type("\x04")
+        assert terminal.end() == 0
 
 
 class TestOnce:

@@ -87,6 +87,9 @@ What values.schema.json cannot see, because it takes several fields together. Ta
 {{- if has $flag $secret -}}
 {{- fail (printf "%s: %s in extraArgs would be readable in the pod's specification; use servingEngineSpec.vllmApiKey or hf_token." $what $flag) -}}
 {{- end -}}
+{{- if hasPrefix "--ssl-" $flag -}}
+{{- fail (printf "%s: %s in extraArgs would make probes, scrapes and `helm test` fail, which speak HTTP; end TLS in front of it (ingress, mesh)." $what $flag) -}}
+{{- end -}}
 {{- if has $flag $own -}}
 {{- fail (printf "%s: %s in extraArgs is set by the chart; use the value for it." $what $flag) -}}
 {{- end -}}
@@ -113,9 +116,19 @@ What values.schema.json cannot see, because it takes several fields together. Ta
 {{- end -}}
 {{- end -}}
 {{- $keda := .spec.keda | default dict -}}
-{{- range $field := list "minReplicaCount" "idleReplicaCount" -}}
-{{- if and $keda.enabled (not $keda.triggers) (eq (int (dig $field 1 $keda)) 0) -}}
-{{- fail (printf "Model %q: keda.%s is 0, and without pods the targets have no series that would add one; set it to 1 or more, or give keda.triggers." $spec.name $field) -}}
+{{- if $keda.enabled -}}
+{{- $minimum := int (dig "minReplicaCount" 1 $keda) -}}
+{{- if and (eq $minimum 0) (not $keda.triggers) -}}
+{{- fail (printf "Model %q: keda.minReplicaCount is 0, and without pods the targets have no series that would add one; set it to 1 or more, or give keda.triggers." $spec.name) -}}
+{{- end -}}
+{{- if hasKey $keda "idleReplicaCount" -}}
+{{- $idle := int $keda.idleReplicaCount -}}
+{{- if ge $idle $minimum -}}
+{{- fail (printf "Model %q: keda.idleReplicaCount is %d and minReplicaCount %d, and KEDA takes fewer idle pods only; leave idleReplicaCount out." $spec.name $idle $minimum) -}}
+{{- end -}}
+{{- if and (eq $idle 0) (not $keda.triggers) -}}
+{{- fail (printf "Model %q: keda.idleReplicaCount is 0, and without pods the targets have no series that would add one; leave it out, or give keda.triggers." $spec.name) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

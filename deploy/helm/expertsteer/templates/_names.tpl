@@ -78,6 +78,22 @@ key: {{ .value.secretKey | quote }}
 {{- end -}}
 {{- end -}}
 
+{{/* Keys that are given as text, by their key in the Secret of the release. Takes the root. */}}
+{{- define "expertsteer.secretTexts" -}}
+{{- $texts := dict -}}
+{{- range $key, $value := dict "vllmApiKey" .Values.servingEngineSpec.vllmApiKey "adminKey" .Values.steering.adminKey -}}
+{{- if and (kindIs "string" $value) $value -}}
+{{- $_ := set $texts $key $value -}}
+{{- end -}}
+{{- end -}}
+{{- range (include "expertsteer.models" . | fromYaml).models -}}
+{{- if and (kindIs "string" .hf_token) .hf_token -}}
+{{- $_ := set $texts (printf "hf_token_%s" .name) .hf_token -}}
+{{- end -}}
+{{- end -}}
+{{- with $texts }}{{ toYaml . }}{{ end -}}
+{{- end -}}
+
 {{/* Kind of a model's workload. Takes steering. */}}
 {{- define "expertsteer.kind" -}}
 {{- if eq .steering.registry.mode "pvc" -}}StatefulSet{{- else -}}Deployment{{- end -}}
@@ -96,6 +112,27 @@ key: {{ .value.secretKey | quote }}
 {{/* "true" where the number of pods is left to an autoscaler. Takes spec. */}}
 {{- define "expertsteer.autoscales" -}}
 {{- if or (dig "autoscaling" "enabled" false .spec) (dig "keda" "enabled" false .spec) -}}true{{- end -}}
+{{- end -}}
+
+{{/* "true" where a model may be without pods: none are asked for, or KEDA may take the last one away. Takes spec. */}}
+{{- define "expertsteer.mayHaveNoPods" -}}
+{{- $keda := .spec.keda | default dict -}}
+{{- if $keda.enabled -}}
+{{- if or (eq (int (dig "minReplicaCount" 1 $keda)) 0) (eq (int (dig "idleReplicaCount" 1 $keda)) 0) -}}true{{- end -}}
+{{- else if and (not (include "expertsteer.autoscales" .)) (eq (int (dig "replicaCount" 1 .spec)) 0) -}}true{{- end -}}
+{{- end -}}
+
+{{/*
+"true" where Prometheus always has a target, unless something is wrong: a model always has pods, or there is none here and the
+servers are elsewhere. Takes the root.
+*/}}
+{{- define "expertsteer.alwaysHasPods" -}}
+{{- $models := (include "expertsteer.models" . | fromYaml).models -}}
+{{- $always := not $models -}}
+{{- range $models -}}
+{{- if not (include "expertsteer.mayHaveNoPods" (dict "spec" .)) }}{{ $always = true }}{{ end -}}
+{{- end -}}
+{{- if $always -}}true{{- end -}}
 {{- end -}}
 
 {{/*

@@ -19,9 +19,9 @@ capabilities:
 {{/* Annotations of the pods: those of the model, and what a change of must restart them. Takes root, spec, steering. */}}
 {{- define "expertsteer.podAnnotations" -}}
 {{- $annotations := deepCopy (.spec.podAnnotations | default dict) -}}
-{{- $secrets := include (print .root.Template.BasePath "/secrets.yaml") .root -}}
-{{- if contains "stringData" $secrets -}}
-{{- $_ := set $annotations "checksum/secrets" (sha256sum $secrets) -}}
+{{- /* Not of the whole Secret, whose labels change with the chart's version. */ -}}
+{{- with include "expertsteer.secretTexts" .root -}}
+{{- $_ := set $annotations "checksum/secrets" (sha256sum .) -}}
 {{- end -}}
 {{- with .root.Values.servingEngineSpec.configs -}}
 {{- $_ := set $annotations "checksum/configs" (toYaml . | sha256sum) -}}

@@ -1,9 +1,10 @@
 {{/*
 What a pod shall carry before another one is added, under the key `targets`. A target that is 0 is left out. Takes spec.
+How many steered requests are many depends on the batch, whose default size vLLM chooses by the GPU: none by default.
 Series are those of the server; `adapter` is their name in deploy/helm/prometheus-adapter-values.yaml.
 */}}
 {{- define "expertsteer.scalingTargets" -}}
-{{- $wanted := mergeOverwrite (dict "waitingRequests" 5 "steeredRequests" 100 "cachePercent" 85) (dig "autoscaling" "targets" dict .spec) (dig "keda" "targets" dict .spec) -}}
+{{- $wanted := mergeOverwrite (dict "waitingRequests" 5 "steeredRequests" 0 "cachePercent" 85) (dig "autoscaling" "targets" dict .spec) (dig "keda" "targets" dict .spec) -}}
 {{- $targets := list -}}
 {{- with int $wanted.waitingRequests -}}
 {{- $targets = append $targets (dict "series" "vllm:num_requests_waiting" "adapter" "vllm_num_requests_waiting" "perPod" (toString .) "threshold" (toString .)) -}}
