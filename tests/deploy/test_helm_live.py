@@ -108,7 +108,10 @@ def test_the_series_to_scale_on_exist(eager: Any) -> None:
     adapter = charts.read(charts.DEPLOY / "helm" / "prometheus-adapter-values.yaml")
     series = {rule["seriesQuery"].partition("{")[0] for rule in adapter["rules"]["custom"]}
     manifest = {"registry": {"mode": "manifest", "bundles": {"schema": 1, "profiles": {}}}}
-    keda = charts.only(charts.one_model({"keda": {"enabled": True}}, steering=manifest), "ScaledObject")
+    keda = charts.only(
+        charts.one_model({"keda": {"enabled": True, "targets": {"steeredRequests": 40}}}, steering=manifest),
+        "ScaledObject",
+    )
     queries = [each["metadata"]["query"] for each in keda["spec"]["triggers"]]
     named = {name for query in queries for name in re.findall(r"(?:vllm:|steering_)\w+", query)}
     assert named == series
