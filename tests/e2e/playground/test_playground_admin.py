@@ -199,16 +199,16 @@ class TestAdmin:
         admin.put_profile(name, ProfileSpec(bundle=admin.upload(served).digest, layers=(4,)))
         tab.open("admin", key)
         upload = tab.card("Add a bundle")
-        for file, said, layers in (
-            (served, "It steers at some of its layers only, as before: 4.", [4]),
-            (other, "It will steer at all layers of the bundle: 1, 4.", [1, 4]),
+        for file, said, layers, done in (
+            (served, "It steers at some of its layers only, as before: 4.", [4], "was so already"),
+            (other, "It will steer at all layers of the bundle: 1, 4.", [1, 4], "is now version"),
         ):
             tab.page.set_input_files("input[type=file]", file)
             upload.get_by_label("Profile").fill(name)
             upload.get_by_role("button", name=re.compile("activate$", re.IGNORECASE)).click()
             expect(tab.page.get_by_role("dialog")).to_contain_text(said)
             confirm(tab, "Change it")
-            expect(upload).to_contain_text(f"{name} is now version")
+            expect(upload).to_contain_text(f"{name} {done}")
             assert admin.profile(name).layers == layers
 
     @pytest.mark.parametrize("act", ["roll back", "change"])
