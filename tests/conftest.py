@@ -230,12 +230,16 @@ def _running(command: Sequence[str], environment: dict[str, str], log: Path) -> 
 
 @pytest.fixture(scope="session")
 def vllm_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment of a vLLM process: two cores, no network, caches that every server of the session shares."""
+    """Environment of a vLLM process: no network, caches that every server of the session shares.
+
+    One thread: for a model as small as the lab's a second one only waits, and takes a core from other tests.
+    """
     return os.environ | {
         "HF_HUB_OFFLINE": "1",
         "VLLM_CACHE_ROOT": str(tmp_path_factory.mktemp("vllm-cache")),
         "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
         "VLLM_NO_USAGE_STATS": "1",
     }
 
