@@ -53,6 +53,11 @@ export function mount(root, api, state) {
     }
   }
 
+  async function rerun() {
+    await runner.stop();
+    await run();
+  }
+
   function job(answer, model, steering) {
     const [path, body] = [pathOf(draft), streamed(bodyOf(draft, model, steering))];
     return (signal) => answer.run(api, path, body, signal);
@@ -100,7 +105,7 @@ export function mount(root, api, state) {
   state.addEventListener("change", enable);
   enable();
   for (const card of [plain, steered]) {
-    card.remedy = (error) => remedyOf(error, { api, draft, form, run });
+    card.remedy = (error) => remedyOf(error, { api, draft, form, rerun });
   }
   const legend = element(
     "p",

@@ -123,6 +123,11 @@ export function mount(root, api, state) {
     }
   }
 
+  async function rerun() {
+    await runner.stop();
+    await run();
+  }
+
   /** `path` and `body` are what is asked, whatever becomes of the form. */
   function newCell({ strength, maximum, path, body }) {
     const note = element("p", { class: "note" });
@@ -146,7 +151,7 @@ export function mount(root, api, state) {
         ),
       ],
     });
-    card.remedy = (error) => remedyOf(error, { api, draft, form, run });
+    card.remedy = (error) => remedyOf(error, { api, draft, form, rerun });
     card.node.querySelector("header").after(bar, note);
     return { strength, body, note, card, comparison: new Comparison(), answer: new Answer(() => runner.changed()) };
   }

@@ -6,6 +6,7 @@ export class Runner {
   #draw;
   #controller = null;
   #frame = null;
+  #ended = Promise.resolve();
 
   /** `draw()` shows everything as it is now. */
   constructor(draw) {
@@ -18,6 +19,11 @@ export class Runner {
 
   /** Run `jobs`, functions that take a signal and never throw. A stop reaches those that wait for their turn too. */
   async run(jobs, atOnce) {
+    this.#ended = this.#run(jobs, atOnce);
+    await this.#ended;
+  }
+
+  async #run(jobs, atOnce) {
     const controller = new AbortController();
     this.#controller = controller;
     // Also while nothing comes, so that one sees how long it takes.
@@ -35,8 +41,10 @@ export class Runner {
     this.changed();
   }
 
-  stop() {
+  /** Stop what runs, and wait until it has ended. */
+  async stop() {
     this.#controller?.abort();
+    await this.#ended;
   }
 
   /** Something changed; several changes in one frame are drawn once. */

@@ -1,5 +1,6 @@
 """The playground with servers that refuse, break off, hold much or lack something, behind a proxy's prefix."""
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -132,9 +133,31 @@ def test_a_model_without_chat_template(scripted: Any, visit: Callable[..., Any],
     alerts = page.locator("#compare").get_by_role("alert")
     expect(alerts.first).to_contain_text(NO_TEMPLATE)
     alerts.first.get_by_role("button", name="Use plain completion").click()
-    for text in page.locator("#compare .answer-text").all():
-        expect(text).to_have_text("plain")
+    expect(page.locator("#compare .answer-text")).to_have_text(["plain", "plain"])
     assert [body["prompt"] for path, body, _ in scripted.asked if path == "completions"] == ["What is 7 plus 5?"] * 2
+
+
+def test_a_remedy_while_the_other_answer_runs(
+    scripted: Any, visit: Callable[..., Any], profile: Callable[..., Any]
+) -> None:
+    """It stops what runs: both answers are to the same question in the same form."""
+    chats = itertools.count()
+    scripted.profiles = [profile("formal")]
+    scripted.refusal = lambda request: (
+        _refusal(400, "BadRequestError", NO_TEMPLATE) if "chat" in request.url.path and next(chats) == 0 else None
+    )
+    scripted.chat = lambda path, body: (
+        [None]
+        if path.startswith("chat")
+        else _events(["plain"], _receipt() if "steering_profile" in body else None, is_plain=True)
+    )
+    seen = visit(scripted.url)
+    seen.refusals.add(400)
+    _run(seen.page)
+    seen.page.locator("#compare").get_by_role("button", name="Use plain completion").click()
+    texts = seen.page.locator("#compare .answer-text")
+    expect(texts).to_have_text(["plain", "plain"])
+    scripted.gate.set()
 
 
 def test_a_key_that_comes_while_the_server_answers(
