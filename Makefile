@@ -4,8 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PORT ?= 8000
-# One process for all tests that start engines, and one for the others; see tests/conftest.py.
-TEST_PROCESSES ?= 2
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -24,7 +22,7 @@ demo: setup  ## Serve the embedded lab model with its bundle on PORT (8000)
 	@$(BIN)/expertsteer demo --port $(PORT)
 
 test: setup  ## Run all tests
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: setup  ## Formatting, lint, types, import rules
 	$(BIN)/ruff format --check .

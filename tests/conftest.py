@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,27 +147,6 @@ class Operated(NamedTuple):
     server: Server
     admin: SteeringClient
     registry: Path
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where several processes run tests: all files that start engines in one of them, and each other file in any.
-
-    Engines side by side would be short of memory and slow; and files share the servers of the session.
-    """
-    from xdist.scheduler import LoadScopeScheduling
-
-    class EnginesInOne(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return "engines" if _starts_engines(config.rootpath / file) else file
-
-    return EnginesInOne(config, log)
-
-
-@cache
-def _starts_engines(file: Path) -> bool:
-    return "mark.engine" in file.read_text()
 
 
 def _free_port() -> int:
