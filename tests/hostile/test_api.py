@@ -8,6 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from artifacts.bundle import Bundle
+from server.auth.rules import Access, access_of
+from server.errors import ErrorCode
 
 pytestmark = pytest.mark.engine
 
@@ -234,6 +236,10 @@ def test_routes_that_cannot_steer_say_so(eager: Any) -> None:
     routes = other_routes(eager)
     assert {"/v1/messages/count_tokens", "/invocations", "/v1/chat/completions/batch"} <= set(routes)
     for path in routes:
+        if access_of("POST", path) is Access.WRITE:
+            # Without any key it changes nothing, steered or not.
+            assert eager.post(path, {}).json()["error"]["code"] == ErrorCode.ADMIN_DISABLED.value
+            continue
         for fields in ({"steering_profile": "careful"}, *MISSPELT):
             body = {**CHAT, "input": "What is 7 plus 5?", "prompt": "x", "token_ids": [5], **fields}
             response = eager.post(path, body)
