@@ -334,8 +334,9 @@ def test_a_killed_run_is_resumed_to_equal_bytes(
     tiny_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, store = tmp_path / "rows.jsonl", tmp_path / "store"
+    # Three to a shard, and each shard takes as long as the disk does: enough that the end does not come first.
     lines = [
-        {"text": f"the man is {index % 12} plus {index // 12 % 12} " + "old " * (index % 7)} for index in range(3000)
+        {"text": f"the man is {index % 12} plus {index // 12 % 12} " + "old " * (index % 7)} for index in range(1500)
     ]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tiny_target), str(data), str(store)])
@@ -348,7 +349,7 @@ def test_a_killed_run_is_resumed_to_equal_bytes(
         process.wait()
     killed = {path.name: path.read_bytes() for path in store.glob("shard-*")}
     assert process.returncode == -signal.SIGKILL
-    assert 5 <= len(killed) < 1000
+    assert 5 <= len(killed) < 500
     assert not (store / "done.json").exists()
     monkeypatch.setattr(shards, "SHARD_ROWS", 3)
     model, rows = load_model("tiny", tiny_target, "float32", "cpu"), read_rows(data, Text)
