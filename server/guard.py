@@ -35,8 +35,8 @@ class SteeringGuard:
 
     On every route but the steered ones (and the admin API's, which take no unknown fields) vLLM would ignore it: a
     `steer*` key of a JSON body, a `steer*` field of a form, or the model name `<model>@<profile>` (`/invocations`
-    ignores the model's name). On all routes it would ignore a `steer*` query parameter. A server that is about to end
-    takes nothing new, so that what runs can end in time.
+    ignores the model's name), also in a message of a websocket. On all routes it would ignore a `steer*` query
+    parameter. A server that is about to end takes nothing new, so that what runs can end in time.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -85,9 +85,7 @@ class SteeringGuard:
 
         async def receive_checked() -> Message:
             message = await receive()
-            # Sound comes as text too; what cannot hold a request for steering is not parsed twice.
-            text = message.get("text") or ""
-            if ("steer" in text or "@" in text) and _asked_in_body(text.encode(), service, heeds_model=False):
+            if _asked_in_body((message.get("text") or "").encode(), service, heeds_model=False) is not None:
                 await close()
                 return {"type": "websocket.disconnect", "code": _POLICY_VIOLATION}
             return message

@@ -55,6 +55,8 @@ def test_a_server_that_ends_takes_nothing_new(client: TestClient) -> None:
         ("", {"type": "session.update", "model": "lab"}, True),
         ("", {"type": "input", "audio": "steer@"}, True),
         ("", {"type": "session.update", "model": "lab", "steering_profile": "x"}, False),
+        ("", '{"type": "session.update", "model": "lab", "\\u0073teering_profile": "x"}', False),
+        ("", {"type": "session.update", "model": "lab", "stearing_profile": "x"}, False),
         ("", {"type": "session.update", "model": "lab@x"}, False),
         ("?steering_profile=x", None, False),
     ],
@@ -70,7 +72,7 @@ def test_websockets(make_service: Callable[..., SteeringService], query: str, se
 
     def talk() -> str:
         with TestClient(app).websocket_connect(f"/v1/realtime{query}") as websocket:
-            websocket.send_text(json.dumps(sent))
+            websocket.send_text(sent if isinstance(sent, str) else json.dumps(sent))
             return websocket.receive_text()
 
     if is_heard:

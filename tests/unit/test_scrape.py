@@ -29,11 +29,21 @@ class Counted:
         return [number]
 
 
-async def test_who_waits_shares_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    """What a scraper does in place of a scrape."""
     counted = Counted()
     monkeypatch.setattr(scrape, "_scrape", counted)
+    return counted
+
+
+@pytest.fixture
+def scraper() -> Scraper:
     service: Any = None
-    scraper = Scraper(service)
+    return Scraper(service)
+
+
+async def test_who_waits_shares_the_next(scraper: Scraper, counted: Counted) -> None:
     first = asyncio.create_task(scraper.scrape())
     await asyncio.sleep(0)
     others = [asyncio.create_task(scraper.scrape()) for _ in range(20)]
@@ -42,11 +52,8 @@ async def test_who_waits_shares_the_next(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (counted.most, counted.calls) == (1, 2)
 
 
-async def test_a_client_that_leaves_takes_nothing_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = Counted()
-    monkeypatch.setattr(scrape, "_scrape", counted)
-    service: Any = None
-    scraper = Scraper(service)
+@pytest.mark.usefixtures("counted")
+async def test_a_client_that_leaves_takes_nothing_with_it(scraper: Scraper) -> None:
     first = asyncio.create_task(scraper.scrape())
     await asyncio.sleep(0)
     second = asyncio.create_task(scraper.scrape())
