@@ -244,7 +244,7 @@ def test_metrics_are_those_of_all_processes(replicated: Replicated, bundle_files
     steered = []
     try:
         # Counts are to be seen while they grow; a scraper that is dead has failed.
-        while len(scraped) <= NUM_CLIENTS and scraper.is_alive():
+        while len(steered) < 4 * NUM_CLIENTS or (len(scraped) <= NUM_CLIENTS and scraper.is_alive()):
             answers = replicated.everywhere(lambda client: answer_of(ask(client, "counted", max_tokens=24)))
             steered += [answer["steering"]["tokens_steered"] for answer in answers]
     finally:

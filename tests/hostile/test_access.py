@@ -225,7 +225,7 @@ def test_writes_are_limited(server: Any) -> None:
     codes = server.map(lambda _: call(server, "PUT", "/v1/steering/profiles/{name}", FILE_KEYS[2]["key"]), range(400))
     statuses = [response.status_code for response in codes]
     assert set(statuses) <= {400, 404, 422, 429}
-    assert 429 in statuses
+    assert statuses.count(429) > 100
     limited = next(response for response in codes if response.status_code == 429)
     assert limited.json()["error"]["code"] == "steering_rate_limited"
     assert int(limited.headers["retry-after"]) >= 1

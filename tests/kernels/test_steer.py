@@ -83,7 +83,7 @@ def matrix_case(
 @each_form
 @pytest.mark.parametrize("kind", POPULARITIES)
 @pytest.mark.parametrize("num_tokens", TOKEN_COUNTS)
-@pytest.mark.parametrize("hidden_size", [64, 2048, 5120, 93])
+@pytest.mark.parametrize("hidden_size", [64, 2048, 4096, 5120, 93])
 @each_dtype
 def test_random_tables(
     dtype: torch.dtype, hidden_size: int, num_tokens: int, kind: str, form: str, each_backend: ModuleType
